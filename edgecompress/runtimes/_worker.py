@@ -1,0 +1,130 @@
+"""The worker: a fresh process that loads one model, runs it and tells times and memory.
+
+It reads one JSON object per line from standard input and answers each with one line. It ends with
+its input, so that it never outlives the process that started it. Only numpy and onnxruntime are
+loaded, so that little of the measured memory is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.runtimes._session import open_session
+
+__all__ = ["main", "peak_memory_mb"]
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident set of this process so far, in MB (10^6 bytes); None where unknown."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peak * unit / 1e6
+
+
+def forget_peak() -> None:
+    """Let the peak start again at what is resident now, where the system can do that."""
+    # Imports peak higher than what stays; the model would otherwise hide below that peak.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class Worker:
+    """One loaded model; each public method is a request."""
+
+    def __init__(self) -> None:
+        self.session: Any = None
+        self.feeds: dict[str, Any] = {}
+
+    def load(
+        self,
+        model: str,
+        feeds: str,
+        names: list[str],
+        provider: str,
+        threads: int,
+        profile: str | None,
+    ) -> dict[str, Any]:
+        """Load the inputs, then the model."""
+        import onnxruntime
+
+        with np.load(feeds) as arrays:
+            self.feeds = {name: arrays[f"arr_{place}"] for place, name in enumerate(names)}
+        forget_peak()
+        before = peak_memory_mb()
+        start = time.perf_counter_ns()
+        self.session = open_session(
+            Path(model),
+            provider=provider,
+            threads=threads,
+            profile=None if profile is None else Path(profile),
+        )
+        return {
+            "load_ms": (time.perf_counter_ns() - start) / 1e6,
+            "runner_mb": before,
+            "version": onnxruntime.__version__,
+            "providers": self.session.get_providers(),
+        }
+
+    def run(self, count: int, warm: bool = True) -> dict[str, Any]:
+        """Run ``count`` times; one run goes before, untimed, to ``warm`` the caches again."""
+        run, feeds = self.session.run, self.feeds
+        if warm:
+            run(None, feeds)
+        wall_ms, cpu_ms = [], []
+        for _ in range(count):
+            cpu = time.process_time_ns()
+            wall = time.perf_counter_ns()
+            run(None, feeds)
+            wall_ms.append((time.perf_counter_ns() - wall) / 1e6)
+            cpu_ms.append((time.process_time_ns() - cpu) / 1e6)
+        return {"wall_ms": wall_ms, "cpu_ms": cpu_ms}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak memory so far, and processor time."""
+        return {"peak_mb": peak_memory_mb(), "cpu_s": time.process_time()}
+
+    def end_profiling(self) -> dict[str, Any]:
+        """Write the profile and tell where it is."""
+        return {"profile": self.session.end_profiling()}
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    # An interrupt of the terminal reaches the whole group; the parent decides what becomes of us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    # Whatever the runtime prints must not be taken for an answer.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:  # the parent reports it, whatever it is
+            answer = {"error": str(error).strip() or type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

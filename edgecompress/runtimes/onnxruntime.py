@@ -1,0 +1,191 @@
+"""onnxruntime: which operators it has kernels for, how it optimizes a graph, how it runs it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgecompress.errors import MeasurementError
+from edgecompress.model import DEFAULT_DOMAINS, Model
+from edgecompress.runtimes import (
+    Artifact,
+    FusionCoverage,
+    Runtime,
+    RuntimeNode,
+    Session,
+    Unsupported,
+)
+from edgecompress.runtimes._fusion import OptimizedGraph, judge, read_optimized, tag_nodes
+from edgecompress.runtimes._session import INT8_ON_X86, open_session
+from edgecompress.target import machine_arch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgecompress.target import TargetProfile
+
+__all__ = ["OnnxRuntime", "OnnxRuntimeSession"]
+
+_CPU = "CPUExecutionProvider"
+
+
+class OnnxRuntimeSession(Session):
+    """A model in this process; for outputs, not for latency."""
+
+    def __init__(self, session: Any, where: str) -> None:
+        self._session = session
+        self._where = where
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[Any]]:
+        """All outputs by name; see :meth:`Session.run`."""
+        try:
+            values = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:
+            raise MeasurementError(
+                f"onnxruntime could not run it: {_first_line(error)}", where=self._where
+            ) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+class OnnxRuntime(Runtime):
+    """onnxruntime with one execution provider, and the CPU provider behind it."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def unsupported(self, model: Model) -> list[Unsupported]:
+        """Nodes that no compiled kernel takes, by operator and version.
+
+        Tensor types are not looked at; loading the model is the last word.
+        """
+        kernels = _kernel_versions()
+        local = {(f.domain, f.name) for f in model.ir.functions.values()}
+        functions = (node for f in model.ir.functions.values() for node in f.all_nodes())
+        refused = []
+        for node in (*model.ir.graph.all_nodes(), *functions):
+            domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+            if (node.domain, node.op_type) in local:
+                continue
+            version = node.version or model.ir.opset_imports.get(node.domain, 1)
+            if reason := _refusal(domain, node.op_type, version, kernels):
+                refused.append(Unsupported(node.name or "", node.op_type, reason))
+        return refused
+
+    def prepare(self, model: Model, folder: Path) -> Artifact:
+        """Write ``model.onnx``, and its data file where it is too large for one file."""
+        return Artifact(tuple(model.save(folder / "model.onnx")))
+
+    def session(self, artifact: Artifact, profile: TargetProfile) -> OnnxRuntimeSession:
+        """Load the file in this process.
+
+        Where the profile's provider is not installed the CPU provider stands in; for ARM targets on
+        x86 it is told to compute what ARM computes.
+        """
+        provider, _ = _provider(profile)
+        where = str(artifact.path)
+        try:
+            session = open_session(
+                artifact.path,
+                provider=provider,
+                threads=profile.measurement.threads,
+                config=_config(profile),
+            )
+        except Exception as error:
+            raise _cannot_load(error, where) from error
+        return OnnxRuntimeSession(session, where)
+
+    def optimized_nodes(self, model: Model, profile: TargetProfile) -> list[RuntimeNode]:
+        """Nodes of the optimized graph, before changes of memory layout, which blur names."""
+        return list(_optimize(model, profile).nodes)
+
+    def coverage(
+        self, model: Model, claimed: Sequence[str], profile: TargetProfile
+    ) -> FusionCoverage:
+        """Which of the nodes with the outputs ``claimed`` run on integers."""
+        _, note = _provider(profile)
+        return judge(model, claimed, _optimize(tag_nodes(model), profile), note)
+
+
+def _provider(profile: TargetProfile) -> tuple[str, str | None]:
+    """The provider that is really used here, and a note where it is not the target's own."""
+    import onnxruntime
+
+    if profile.provider not in onnxruntime.get_available_providers():
+        return _CPU, f"{profile.provider} is not installed here; onnxruntime's {_CPU} stood in"
+    if profile.device.arch not in ("any", machine_arch()):
+        return profile.provider, f"optimized on {machine_arch()} for {profile.device.arch}"
+    return profile.provider, None
+
+
+def _config(profile: TargetProfile) -> Mapping[str, str]:
+    foreign_arm = profile.device.arch == "aarch64" and machine_arch() == "x86_64"
+    return INT8_ON_X86 if foreign_arm else {}
+
+
+def _optimize(model: Model, profile: TargetProfile) -> OptimizedGraph:
+    provider, _ = _provider(profile)
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
+        source, target = Path(name) / "model.onnx", Path(name) / "optimized.onnx"
+        model.save(source)
+        weights = {
+            "session.optimized_model_external_initializers_file_name": "optimized.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        try:
+            session = open_session(
+                source,
+                provider=provider,
+                threads=1,
+                config={**_config(profile), **weights},
+                layout=False,
+                optimized=target,
+            )
+        except Exception as error:
+            raise _cannot_load(error, str(model.path or "model")) from error
+        only = session.get_providers() == [_CPU]
+        return read_optimized(target, _CPU if only else None)
+
+
+def _kernel_versions() -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """Version ranges of the kernels in this onnxruntime, by domain and operator."""
+    from onnxruntime.capi import _pybind_state
+
+    kernels: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for kernel in _pybind_state.get_all_opkernel_def():
+        domain = "" if kernel.domain in DEFAULT_DOMAINS else kernel.domain
+        kernels[domain, kernel.op_name].append(kernel.version_range)
+    return kernels
+
+
+def _refusal(
+    domain: str,
+    op: str,
+    version: int,
+    kernels: Mapping[tuple[str, str], Sequence[tuple[int, int]]],
+) -> str | None:
+    import onnx.defs
+
+    since = version
+    if onnx.defs.has(op, version, domain):
+        schema: Any = onnx.defs.get_schema(op, version, domain)
+        if schema.has_function or schema.has_context_dependent_function or op == "Constant":
+            return None  # expanded into other operators, or turned into an initializer
+        since = schema.since_version
+    ranges = kernels.get((domain, op))
+    if not ranges:
+        return f"this onnxruntime has no kernel for {domain or 'ai.onnx'}::{op}"
+    if not any(first <= since <= last for first, last in ranges):
+        return f"this onnxruntime has no kernel for version {since} of {op}"
+    return None
+
+
+def _cannot_load(error: Exception, where: str) -> MeasurementError:
+    return MeasurementError(f"onnxruntime could not load it: {_first_line(error)}", where=where)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
