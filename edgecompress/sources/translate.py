@@ -1,0 +1,166 @@
+"""A program of torch.export becomes an ONNX graph that is checked against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from edgecompress.errors import SourceError
+from edgecompress.model import Model
+from edgecompress.progress import Progress
+from edgecompress.rewrite import quiet, strip_provenance
+from edgecompress.sources.agreement import OTHER_BATCH, compare
+from edgecompress.sources.loaded import Loaded
+
+__all__ = ["BATCH", "STEPS", "reason", "translate"]
+
+BATCH = "batch"
+"""Name of the symbolic first dimension."""
+
+STEPS = 3
+"""Steps of an export, for the progress bar: capture, translation, comparison."""
+
+
+def translate(
+    program: ExportedProgram,
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    kind: Literal["torch", "exported-program"],
+    origin: str,
+    opset: int,
+    progress: Progress,
+) -> Loaded:
+    """Write a program as ONNX and run both on the example inputs.
+
+    Args:
+        program: The program.
+        module: What to compare with: the module that it was captured from, or its own.
+        args: Positional example inputs.
+        kwargs: Example inputs by parameter name.
+        kind: For the result.
+        origin: The source, for errors and the result.
+        opset: ONNX operator set.
+        progress: Called as work goes on.
+
+    Raises:
+        SourceError: Inputs or outputs are no tensors, or an operator has no ONNX counterpart.
+        ExportMismatchError: The graph computes something else.
+    """
+    progress("export", 1, STEPS)
+    names = list(program.graph_signature.user_inputs)
+    tensors = pytree.tree_leaves((args, dict(kwargs)))
+    if len(names) != len(tensors) or not all(isinstance(t, torch.Tensor) for t in tensors):
+        raise SourceError(
+            f"expected inputs that are all tensors, got {', '.join(map(str, names))}",
+            where=origin,
+            cure="wrap the module in one whose forward takes tensors alone",
+        )
+    examples = dict(zip(map(str, names), tensors, strict=True))
+    outputs = _output_names(module(*args, **kwargs), set(examples), origin)
+    batch = _batch_inputs(program)
+    try:
+        with quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(examples),
+                output_names=outputs,
+                dynamic_shapes={name: {0: BATCH} if name in batch else None for name in examples},
+                verbose=False,
+            )
+    except Exception as error:
+        raise SourceError(
+            f"torch cannot write it as ONNX: {reason(error)}",
+            where=origin,
+            cure="replace the operator that torch names by ones that ONNX has",
+        ) from error
+    if exported is None:
+        raise SourceError("torch returned no ONNX program", where=origin)
+    model = Model(exported.model)
+    _own_weights(model.ir)
+    strip_provenance(model)
+    model.check()
+    progress("export", 2, STEPS)
+
+    def run(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        spec = pytree.tree_structure((args, dict(kwargs)))
+        positional, named = pytree.tree_unflatten(list(values.values()), spec)
+        return pytree.tree_leaves(module(*positional, **named))
+
+    others = batch if _takes(program, batch, OTHER_BATCH) else []
+    found, reference = compare(model, run, examples, others, origin)
+    progress("export", STEPS, STEPS)
+    return Loaded(model, kind, origin, export_error=found, reference=reference)
+
+
+def _output_names(result: Any, taken: set[str], origin: str) -> list[str]:
+    """``output``; ``output_0``, ``output_1`` of a sequence; the keys of a dictionary."""
+    leaves, _ = pytree.tree_flatten_with_path(result)
+    names = []
+    for path, leaf in leaves:
+        parts = [_key(key) for key in path]
+        unnamed = not parts or isinstance(path[0], pytree.SequenceKey)
+        name = "_".join(["output", *parts] if unnamed else parts)
+        if not isinstance(leaf, torch.Tensor):
+            raise SourceError(
+                f"expected outputs that are all tensors, got {type(leaf).__name__} as {name!r}",
+                where=origin,
+                cure="wrap the module in one whose forward returns tensors alone",
+            )
+        names.append(f"{name}_out" if name in taken else name)
+    return names
+
+
+def _key(key: object) -> str:
+    """A step of a path into the outputs: a dictionary's key, an index or a field's name."""
+    return next(str(getattr(key, a)) for a in ("key", "idx", "name") if hasattr(key, a))
+
+
+def _batch_inputs(program: ExportedProgram) -> list[str]:
+    """Inputs whose first dimension is the first symbol found at such a place."""
+    symbols: dict[str, str] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.dim():
+                rows = value.shape[0]
+                if isinstance(rows, torch.SymInt):
+                    symbols[node.name] = str(rows)
+    first = next(iter(symbols.values()), None)
+    return [name for name, symbol in symbols.items() if symbol == first]
+
+
+def _takes(program: ExportedProgram, batch: list[str], rows: int) -> bool:
+    """Whether the program may be called with a batch of ``rows``."""
+    for node in program.graph.nodes:
+        if batch and node.name == batch[0]:
+            symbol = node.meta["val"].shape[0].node.expr
+            limits = program.range_constraints.get(symbol)
+            return limits is not None and rows in limits
+    return False
+
+
+def _own_weights(model: ir.Model) -> None:
+    """Copy the weights, which the exporter shares with the module, so that both go their way."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            array = tensor.numpy().copy()
+            value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, or of its deepest cause, that says what is wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip().lstrip("- ") for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Constraints violated"):
+        return lines[1].split(". ")[0]
+    return lines[0] if lines else type(error).__name__
