@@ -1,0 +1,203 @@
+"""Bars and dots as inline SVG.
+
+Places along the horizontal axis are percentages and sizes of type are pixels, so that a picture
+grows and shrinks with the page while its lettering stays readable. Colours come from the classes
+of ``page.css``, hence light and dark. Text passes through ElementTree, which escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+from markupsafe import Markup
+
+from edgecompress.report import format as fmt
+from edgecompress.report.figures import Figure
+
+__all__ = ["Scale", "Mark", "scale", "axis", "bars", "dot"]
+
+# Share of the width that marks may take, in percent; the rest is for the figure at their end.
+_ROOM = 70.0
+_BAR = 10
+_AXIS_HEIGHT = 18
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear axis from ``low`` to ``high`` with its ticks and the way its figures are written."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    text: Callable[[float], str]
+
+    def x(self, value: float) -> float:
+        """Place of ``value`` in percent of the picture's width."""
+        return _ROOM * (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A figure to draw.
+
+    Attributes:
+        name: What the tooltip calls it.
+        figure: The figure; the word ``unknown`` stands in place of a bar that has none.
+        style: Class of ``page.css`` that gives the colour.
+        whisker: Further values that a thin line connects to the bar's end, e.g. p90 and p99.
+    """
+
+    name: str
+    figure: Figure
+    style: str
+    whisker: tuple[float, ...] = ()
+
+
+def scale(
+    values: Iterable[float | None], text: Callable[[float], str], *, from_zero: bool = True
+) -> Scale:
+    """An axis with two to five round ticks that spans ``values``."""
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    if not known:
+        return Scale(0.0, 1.0, (), text)
+    low, high = min(known), max(known)
+    if from_zero:
+        low = min(low, 0.0)
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    if not from_zero:
+        margin = 0.08 * (high - low)
+        low, high = low - margin, high + margin
+    step = _round_step((high - low) / 4)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return Scale(low, high, tuple(i * step for i in range(first, last + 1)), text)
+
+
+def _round_step(rough: float) -> float:
+    """The smallest of 1, 2, 5, 10 times a power of ten that is at least ``rough``."""
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    return min(f * power for f in (1, 2, 5, 10) if f * power >= rough * (1 - 1e-9))
+
+
+def axis(along: Scale) -> Markup:
+    """Tick labels with their units."""
+    svg = _svg(_AXIS_HEIGHT, "axis")
+    svg.set("aria-hidden", "true")
+    for i, tick in enumerate(along.ticks):
+        anchor = "start" if i == 0 and along.x(tick) < 5 else "middle"
+        style = "tick odd" if i % 2 else "tick"  # every other one is hidden where it is narrow
+        label = _text(svg, along.x(tick), _AXIS_HEIGHT - 5, fmt.brief(along.text(tick)), style)
+        label.set("text-anchor", anchor)
+    return _markup(svg)
+
+
+def bars(along: Scale, marks: Sequence[Mark], limit: float | None = None) -> Markup:
+    """One bar per mark, one above the other, each with its figure at its end.
+
+    Args:
+        along: The axis.
+        marks: What to draw, from above.
+        limit: Where a line tells what the budget allows.
+    """
+    height = (_BAR + 2) * len(marks) + 6
+    svg = _svg(height, "bars")
+    svg.set("aria-label", "; ".join(f"{m.name} {fmt.clean(m.figure.text)}" for m in marks))
+    _grid(svg, along, height)
+    if limit is not None and math.isfinite(limit):
+        _line(svg, along.x(limit), 0, along.x(limit), height, "limit")
+    for i, mark in enumerate(marks):
+        _bar(svg, along, mark, top=4 + i * (_BAR + 2))
+    return _markup(svg)
+
+
+def dot(along: Scale, mark: Mark, limit: float | None = None) -> Markup:
+    """A dot for a figure whose axis does not start at zero, and a line at ``limit``."""
+    height = _BAR + 8
+    svg = _svg(height, "bars")
+    svg.set("aria-label", f"{mark.name} {fmt.clean(mark.figure.text)}")
+    _grid(svg, along, height)
+    if limit is not None and math.isfinite(limit):
+        _line(svg, along.x(limit), 0, along.x(limit), height, "limit")
+    middle = height / 2
+    value = mark.figure.value
+    if value is None or not math.isfinite(value):
+        _without_place(svg, middle + 4, mark.figure)
+    else:
+        at = f"{along.x(value):.2f}%"
+        circle = ET.SubElement(svg, "circle", cx=at, cy=_px(middle), r="4.5")
+        circle.set("class", _style(mark))
+        _title(circle, mark)
+        _text(svg, along.x(value), middle + 4, mark.figure.text, "value").set("dx", "9")
+    return _markup(svg)
+
+
+def _bar(svg: ET.Element, along: Scale, mark: Mark, top: float) -> None:
+    value = mark.figure.value
+    baseline = top + _BAR - 1.5
+    if value is None or not math.isfinite(value):
+        _without_place(svg, baseline, mark.figure)
+        return
+    start, end = along.x(min(0.0, value)), along.x(max(0.0, value))
+    rect = ET.SubElement(svg, "rect", x=f"{start:.2f}%", y=_px(top), height=_px(_BAR), rx="1.5")
+    rect.set("width", f"{end - start:.2f}%")
+    rect.set("class", _style(mark))
+    _title(rect, mark)
+    for reach in mark.whisker:
+        to = along.x(reach)
+        _line(svg, end, top + _BAR / 2, to, top + _BAR / 2, "whisker")
+        _line(svg, to, top + 2, to, top + _BAR - 2, "whisker")
+        end = max(end, to)
+    _text(svg, end, baseline, mark.figure.text, "value").set("dx", "5")
+
+
+def _without_place(svg: ET.Element, baseline: float, figure: Figure) -> None:
+    """The word for a figure that has no place on the axis: unknown, or infinite."""
+    style = "unknown" if figure.value is None else "value"
+    _text(svg, 0, baseline, figure.text, style, figure.why)
+
+
+def _grid(svg: ET.Element, along: Scale, height: float) -> None:
+    for tick in along.ticks:
+        _line(svg, along.x(tick), 0, along.x(tick), height, "grid")
+
+
+def _svg(height: float, style: str) -> ET.Element:
+    svg = ET.Element("svg", width="100%", height=_px(height), role="img")
+    svg.set("class", style)
+    return svg
+
+
+def _line(svg: ET.Element, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
+    line = ET.SubElement(svg, "line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=_px(y1), y2=_px(y2))
+    line.set("class", style)
+
+
+def _text(svg: ET.Element, x: float, y: float, text: str, style: str, why: str = "") -> ET.Element:
+    element = ET.SubElement(svg, "text", x=f"{x:.2f}%", y=_px(y))
+    element.set("class", style)
+    element.text = fmt.clean(text)
+    if why:
+        ET.SubElement(element, "title").text = fmt.clean(why)
+    return element
+
+
+def _title(parent: ET.Element, mark: Mark) -> None:
+    ET.SubElement(parent, "title").text = fmt.clean(
+        f"{mark.name}: {mark.figure.text} ({mark.figure.basis})"
+    )
+
+
+def _style(mark: Mark) -> str:
+    return f"{mark.style} estimated" if mark.figure.basis == "estimated" else mark.style
+
+
+def _px(value: float) -> str:
+    return f"{value:g}"
+
+
+def _markup(svg: ET.Element) -> Markup:
+    # Escaped: every text and attribute of the tree went through ElementTree's serializer.
+    return Markup(ET.tostring(svg, encoding="unicode"))
