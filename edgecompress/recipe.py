@@ -1,0 +1,294 @@
+"""Recipe: what a build does, from a TOML, JSON or YAML file, checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from edgecompress.calibration import DataSpec
+from edgecompress.errors import RecipeError
+from edgecompress.graph_pass import Pass, make_pass
+from edgecompress.metrics import MetricSpec
+from edgecompress.recipe_files import read_tables
+from edgecompress.recipe_problems import Problem, explain, refuse
+
+__all__ = [
+    "Recipe",
+    "SourceSpec",
+    "TargetSpec",
+    "BudgetSpec",
+    "BuildSpec",
+    "load_recipe",
+    "make_budget",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SourceSpec(_Table):
+    """Where the model comes from.
+
+    Attributes:
+        model: An ``.onnx`` or ``.pt2`` file, a folder of transformers weights, or a Python
+            callable that returns a torch module: ``file.py:name`` or ``package.module:name``.
+        opset: ONNX operator set to export to, where the source is not ONNX already.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    opset: Annotated[int, Field(ge=13, le=25)] = 20
+
+
+class TargetSpec(_Table):
+    """The device that the result must fit; the other keys override its measurement settings.
+
+    Attributes:
+        name: A name that ``edgecompress targets`` lists; ``host`` is this machine's CPU.
+        threads: Threads that the runtime computes with.
+        warmup: Runs before the measured ones.
+        runs: Measured runs.
+        allow_estimate: Let an estimate pass a budget where nothing can be measured.
+    """
+
+    name: Annotated[str, Field(min_length=1)] = "host"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    warmup: Annotated[int, Field(ge=1)] | None = None
+    runs: Annotated[int, Field(ge=1)] | None = None
+    allow_estimate: bool = False
+
+
+class BudgetSpec(_Table):
+    """What the result must keep to; a build that does not fails.
+
+    Attributes:
+        latency_ms: Median time of one inference in milliseconds.
+        latency_ratio: Median time over that of the float model.
+        memory_mb: Peak memory of the process in megabytes (1e6 bytes).
+        size_mb: Bytes of the delivered model in megabytes (1e6 bytes).
+        size_ratio: Size over that of the float model.
+        metric_drop: By how much the metric may get worse than the float model's.
+    """
+
+    latency_ms: Positive | None = None
+    latency_ratio: Positive | None = None
+    memory_mb: Positive | None = None
+    size_mb: Positive | None = None
+    size_ratio: Positive | None = None
+    metric_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    def limits(self) -> dict[str, float]:
+        """The budgets that are set, by name."""
+        return {name: value for name, value in self if value is not None}
+
+
+class BuildSpec(_Table):
+    """Where the results go, and what the build keeps.
+
+    Attributes:
+        output: Folder of the results, relative to the recipe.
+        cache: Folder of finished steps, relative to the recipe; false for none.
+        seed: Seed of everything random.
+    """
+
+    output: Annotated[str, Field(min_length=1)] = "out"
+    cache: str | Literal[False] = ".edgecompress/cache"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _folder_or_false(cls, value: Any) -> Any:
+        if value is False or (isinstance(value, str) and value):
+            return value
+        raise ValueError("expected a folder, or false for no cache")
+
+
+class Recipe(_Table):
+    """A whole recipe. Paths in it are relative to its folder.
+
+    Attributes:
+        source: Where the model comes from.
+        data: Rows to calibrate and validate on.
+        metric: What "still good" means; its name alone will do.
+        passes: Steps in order.
+        target: The device that the result must fit.
+        budget: What the result must keep to.
+        build: Where the results go.
+    """
+
+    source: SourceSpec
+    data: DataSpec | None = None
+    metric: MetricSpec | None = None
+    passes: Annotated[
+        tuple[Annotated[InstanceOf[Pass], WithJsonSchema({})], ...], Field(alias="pass")
+    ] = ()
+    target: TargetSpec = TargetSpec()
+    budget: BudgetSpec = BudgetSpec()
+    build: BuildSpec = BuildSpec()
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_by_name(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("metric"), str):
+            return {**data, "metric": {"name": data["metric"]}}
+        return data
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], *, base: Path | None = None, where: str | None = None
+    ) -> Self:
+        """A recipe from plain data, with all its problems reported at once.
+
+        Args:
+            data: The tables of the recipe, as TOML or JSON gives them.
+            base: Folder that relative paths start from; default: the current one.
+            where: What to call the recipe in errors.
+
+        Raises:
+            RecipeError: An unknown key or pass, or a value of the wrong type or range.
+        """
+        tables = dict(data)
+        problems: list[Problem] = []
+        tables["pass"] = _make_passes(tables.pop("pass", []), problems)
+        try:
+            recipe = cls.model_validate(tables)
+        except ValidationError as error:
+            raise refuse([*explain(error, cls, tables), *problems], where) from error
+        if problems:
+            raise refuse(problems, where)
+        recipe._base = Path.cwd() if base is None else base
+        return recipe
+
+    @classmethod
+    def from_options(
+        cls,
+        model: str,
+        passes: Sequence[tuple[str, Mapping[str, Any]]],
+        *,
+        output: str | os.PathLike[str],
+        data: Mapping[str, Any] | None = None,
+        metric: str | None = None,
+        target: str = "host",
+        budgets: Mapping[str, float] | None = None,
+        use_cache: bool = True,
+    ) -> Self:
+        """A recipe from the values of ``edgecompress compress``; paths start at the current folder.
+
+        Args:
+            model: As ``[source] model``.
+            passes: Names and options of the passes, in order.
+            output: Folder of the results.
+            data: Keys of the ``[data]`` table, or None for no data.
+            metric: Name of the metric.
+            target: Name of the target.
+            budgets: Limits by name.
+            use_cache: Whether to keep finished steps.
+
+        Raises:
+            RecipeError: As :meth:`from_dict`.
+        """
+        tables: dict[str, Any] = {
+            "source": {"model": model},
+            "pass": [{"name": name, **options} for name, options in passes],
+            "target": {"name": target},
+            "budget": dict(budgets or {}),
+            "build": {"output": os.fspath(output)},
+        }
+        if not use_cache:
+            tables["build"]["cache"] = False
+        if data is not None:
+            tables["data"] = dict(data)
+        if metric is not None:
+            tables["metric"] = metric
+        return cls.from_dict(tables)
+
+    @property
+    def base(self) -> Path:
+        """Folder that relative paths start from: the recipe's own."""
+        return self._base
+
+    @property
+    def output(self) -> Path:
+        """Folder of the results."""
+        return self.base / Path(self.build.output).expanduser()
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of finished steps, or None where nothing is to be kept."""
+        if self.build.cache is False:
+            return None
+        return self.base / Path(self.build.cache).expanduser()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data with all defaults written out; :meth:`from_dict` takes it back."""
+        tables = self.model_dump(mode="json", exclude={"passes"}, exclude_none=True)
+        tables["pass"] = [{"name": step.name, **step.options()} for step in self.passes]
+        return tables
+
+
+def _make_passes(tables: Any, problems: list[Problem]) -> tuple[Pass, ...]:
+    if not isinstance(tables, list | tuple):
+        cure = "write [[pass]] with two brackets, once for each pass"
+        problems.append(Problem("pass", f"expected a list of tables, got {tables!r:.60}", cure))
+        return ()
+    made = []
+    for number, table in enumerate(tables, start=1):
+        place = f"[[pass]] #{number}"
+        name = table.get("name") if isinstance(table, Mapping) else None
+        if not isinstance(name, str):
+            what = f"expected a table with the name of a pass, got {table!r:.60}"
+            problems.append(Problem(place, what, 'write name = "quantize", for example'))
+            continue
+        options = {key: value for key, value in table.items() if key != "name"}
+        for level in ("ops", "nodes"):
+            if not isinstance(options.get(level, {}), Mapping):
+                what = f"expected a table, got {options.pop(level)!r:.60}"
+                problems.append(Problem(f"{place} ({name}), option {level!r}", what))
+        try:
+            made.append(make_pass(name, options))
+        except RecipeError as error:
+            inner = (error.where or "").removeprefix(f"pass {name!r}")
+            inner = inner if inner.startswith(", option") else ""
+            problems.append(Problem(f"{place} ({name}){inner}", error.what, error.cure))
+    return tuple(made)
+
+
+def make_budget(limits: Mapping[str, float]) -> BudgetSpec:
+    """Budgets by name, checked.
+
+    Raises:
+        RecipeError: An unknown name, or a limit that is no positive number.
+    """
+    try:
+        return BudgetSpec.model_validate(dict(limits))
+    except ValidationError as error:
+        raise refuse(explain(error, BudgetSpec, limits), "budget") from error
+
+
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe; the suffix tells the language: ``.toml``, ``.json``, ``.yaml``, ``.yml``.
+
+    Raises:
+        RecipeError: The file is missing, has a syntax error, or holds no valid recipe.
+        MissingDependencyError: It is YAML, and PyYAML is not installed.
+    """
+    file = Path(path)
+    return Recipe.from_dict(read_tables(file), base=file.resolve().parent, where=str(file))
