@@ -1,0 +1,5 @@
+"""``python -m edgecompress``."""
+
+from edgecompress.cli import main
+
+main()

@@ -1,0 +1,540 @@
+"""The Python API: one function for each verb of the command line, of the same name.
+
+Importing this module loads neither torch nor onnx: each function imports what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.errors import DataError, ModelError, OutputError
+from edgecompress.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgecompress.calibration import CalibrationSet
+    from edgecompress.catalogue import PassDescription, TargetDescription
+    from edgecompress.metrics import Metric
+    from edgecompress.model import Model
+    from edgecompress.recipe import Recipe
+    from edgecompress.report.data import Report
+    from edgecompress.results import (
+        Comparison,
+        Diagnosis,
+        ExportResult,
+        Inspection,
+        Plan,
+        ProfileResult,
+        ValidationResult,
+    )
+    from edgecompress.sources import ExampleInputs
+
+__all__ = [
+    "init",
+    "inspect",
+    "export",
+    "build",
+    "compress",
+    "profile",
+    "validate",
+    "compare",
+    "targets",
+    "passes",
+    "schema",
+    "doctor",
+]
+
+StrPath = str | os.PathLike[str]
+
+
+def init(
+    model: StrPath,
+    *,
+    output: StrPath = "recipe.toml",
+    target: str = "host",
+    data: StrPath | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a commented recipe to start from.
+
+    Args:
+        model: The model, as ``[source] model`` takes it.
+        output: The recipe to write.
+        target: Name of a target.
+        data: Rows to calibrate on, as ``[data] path`` takes them.
+        force: Replace a file that is there.
+
+    Returns:
+        The recipe's path.
+
+    Raises:
+        ModelError: There is no such model file.
+        DataError: There are no such data.
+        TargetError: There is no such target.
+        OutputError: The file exists or is no ``.toml``, or the folder cannot be written.
+    """
+    from edgecompress import files
+    from edgecompress.starter import relative_source, starter_recipe
+    from edgecompress.target import load
+
+    file = Path(output)
+    if file.suffix != ".toml":
+        raise OutputError(f"expected a name that ends in .toml, got {file.name!r}", where=str(file))
+    if file.exists() and not force:
+        raise OutputError("exists already", where=str(file), cure="use --force to replace it")
+    if target != "host":
+        load(target)
+    text = starter_recipe(
+        model=relative_source(os.fspath(model), file.parent, ModelError),
+        target=target,
+        data=None if data is None else relative_source(os.fspath(data), file.parent, DataError),
+    )
+    files.write_text(file, text)
+    return file
+
+
+def inspect(model: StrPath) -> Inspection:
+    """What a model holds, and which passes could compress it.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+
+    Raises:
+        InputError: The model cannot be read or exported.
+    """
+    from edgecompress.inspection import inspect_model
+    from edgecompress.sources import load
+
+    return inspect_model(load(model).model)
+
+
+def export(
+    source: StrPath | torch.nn.Module,
+    output: StrPath,
+    *,
+    opset: int = 20,
+    static_batch: bool = False,
+    example_inputs: ExampleInputs | None = None,
+    progress: Progress = silent,
+) -> ExportResult:
+    """Turn a source into an ONNX file, checked against torch.
+
+    Args:
+        source: A path or reference as a recipe takes it, or a torch module.
+        output: The ``.onnx`` file to write.
+        opset: ONNX operator set; an ONNX file keeps its own.
+        static_batch: Keep the batch size of the example inputs.
+        example_inputs: For a torch module: a tuple of tensors, or a dictionary by parameter name.
+        progress: Called as work goes on.
+
+    Raises:
+        InputError: The source cannot be read or exported, or the file cannot be written.
+        ExportMismatchError: The exported graph computes something else than torch.
+    """
+    from edgecompress.results import ExportResult
+    from edgecompress.sources import load
+
+    file = Path(output)
+    if file.suffix != ".onnx":
+        raise OutputError(f"expected a name that ends in .onnx, got {file.name!r}", where=str(file))
+    loaded = load(
+        source,
+        opset=opset,
+        example_inputs=example_inputs,
+        dynamic_batch=not static_batch,
+        progress=progress,
+    )
+    written = loaded.model.save(file)
+    return ExportResult(
+        path=str(file),
+        files=[str(each) for each in written],
+        kind=loaded.kind,
+        opset=loaded.model.opset,
+        size_bytes=sum(each.stat().st_size for each in written),
+        export_error=loaded.export_error,
+        signature=loaded.model.signature.as_json(),
+    )
+
+
+def build(
+    recipe: StrPath | Recipe,
+    *,
+    output: StrPath | None = None,
+    dry_run: bool = False,
+    use_cache: bool = True,
+    progress: Progress = silent,
+) -> Report | Plan:
+    """Build what a recipe says: compress, measure, judge the budgets, write the output folder.
+
+    Args:
+        recipe: A recipe file, or a recipe.
+        output: Folder of the results; default: the recipe's.
+        dry_run: Check everything and tell the steps, but run none.
+        use_cache: Whether to take steps from the cache and to keep them there.
+        progress: Told how far the work is.
+
+    Returns:
+        The report; or with ``dry_run`` the plan.
+
+    Raises:
+        InputError: Something that the recipe names cannot be used. Nothing was written.
+        BuildError: A step failed; the output folder holds the report, and no model.
+    """
+    from edgecompress import pipeline
+    from edgecompress.recipe import Recipe, load_recipe
+
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder = None if output is None else Path(output)
+    if dry_run:
+        return pipeline.plan(loaded, output=folder, use_cache=use_cache)
+    return pipeline.build(loaded, output=folder, use_cache=use_cache, progress=progress)
+
+
+def compress(
+    model: StrPath,
+    passes: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    output: StrPath,
+    data: StrPath | None = None,
+    validation: StrPath | None = None,
+    labels: str | None = None,
+    metric: str | None = None,
+    target: str = "host",
+    budgets: Mapping[str, float] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    use_cache: bool = True,
+    progress: Progress = silent,
+) -> Report:
+    """Compress a model without a recipe file.
+
+    Args:
+        model: The model, as ``[source] model`` takes it.
+        passes: Names and options of the passes, in order.
+        output: Folder of the results.
+        data: Rows to calibrate on, and to validate on where ``validation`` names none; or a
+            recipe, whose ``[data]`` table is taken.
+        validation: Rows to validate on.
+        labels: Name of the array of labels.
+        metric: Name of the metric.
+        target: Name of the target.
+        budgets: Limits by name.
+        preprocess: Keys of ``[data.preprocess]``.
+        use_cache: Whether to take steps from the cache and to keep them there.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: Something cannot be used. Nothing was written.
+        BuildError: A step failed; the output folder holds the report, and no model.
+    """
+    from edgecompress import pipeline
+    from edgecompress.recipe import Recipe
+
+    table = _data_table(data, validation, labels, preprocess)
+    recipe = Recipe.from_options(
+        os.fspath(model),
+        passes,
+        output=output,
+        data=table,
+        metric=metric,
+        target=target,
+        budgets=budgets,
+        use_cache=use_cache,
+    )
+    return pipeline.build(recipe, use_cache=use_cache, progress=progress)
+
+
+def profile(
+    model: StrPath,
+    *,
+    target: str = "host",
+    threads: int | None = None,
+    batch: int = 1,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Progress = silent,
+) -> ProfileResult:
+    """Measure latency, memory and the time of each operator on a target.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+        target: Name of the target.
+        threads: Threads, instead of the target's.
+        batch: What a symbolic first dimension of the inputs counts.
+        shapes: Shapes of single inputs, by name.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: The model or target cannot be used.
+        MeasurementError: The runtime cannot run the model.
+    """
+    from edgecompress.evaluation import Evaluator, load_target
+    from edgecompress.report.data import SkipReport
+    from edgecompress.results import ProfileResult
+    from edgecompress.sources import load
+
+    loaded = load(model).model
+    with Evaluator(load_target(target, threads=threads), progress=progress) as evaluator:
+        refused = evaluator.runtime.unsupported(loaded)
+        if not refused:
+            feeds = evaluator.feeds(loaded, batch, shapes)
+        measurement = (
+            evaluator.not_run(loaded, "the runtime does not support all operators")
+            if refused
+            else evaluator.measure({"model": loaded}, feeds=feeds)["model"]
+        )
+        return ProfileResult(
+            model=os.fspath(model),
+            target=evaluator.profile.name,
+            measurement=measurement,
+            unsupported=[SkipReport(node=u.node, op=u.op, reason=u.reason) for u in refused],
+        )
+
+
+def validate(
+    model: StrPath,
+    *,
+    budgets: Mapping[str, float],
+    target: str = "host",
+    reference: StrPath | None = None,
+    data: StrPath | None = None,
+    metric: str | None = None,
+    progress: Progress = silent,
+) -> ValidationResult:
+    """Judge a model against budgets.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+        budgets: Limits by name.
+        target: Name of the target.
+        reference: The float model, for ratios and drops.
+        data: Rows to validate on, or a recipe whose ``[data]`` table is taken.
+        metric: Name of the metric; default: the recipe's, else top1 or cosine.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: Something cannot be used.
+        MeasurementError: The runtime cannot run the model.
+    """
+    from edgecompress.evaluation import Evaluator, load_target
+    from edgecompress.qdq import quantized_layers
+    from edgecompress.recipe import make_budget
+    from edgecompress.results import ValidationResult
+    from edgecompress.sources import load
+    from edgecompress.verdicts import Found, judge_budgets
+
+    limits = make_budget(budgets).limits()
+    judged = load(model).model
+    against = None if reference is None else load(reference).model
+    rows, judge = _validation(data, metric, judged)
+    with Evaluator(load_target(target), rows, judge, progress) as evaluator:
+        evaluator.check(judged)
+        models = {"model": judged} if against is None else {"reference": against, "model": judged}
+        measured = evaluator.measure(models, reference=None if against is None else "reference")
+        base = judged if against is None else against
+        figure = None
+        if judge is not None and not (judge.needs_reference and against is None):
+            figure = evaluator.judge(judged, base)
+        before = None
+        if figure is not None and against is not None:
+            before = evaluator.judge(against, against)
+        verdicts = judge_budgets(
+            limits,
+            Found(
+                measurement=measured["model"],
+                size_bytes=measured["model"].size_bytes,
+                reference_bytes=None if against is None else measured["reference"].size_bytes,
+                metric_drop=evaluator.drop(before, figure),
+            ),
+        )
+        return ValidationResult(
+            model=os.fspath(model),
+            reference=None if reference is None else os.fspath(reference),
+            target=evaluator.profile.name,
+            passed=all(v.passed for v in verdicts),
+            metric=None if judge is None else judge.name,
+            metric_value=None if figure is None else figure.value,
+            reference_metric=None if before is None else before.value,
+            measurement=measured["model"],
+            coverage=evaluator.coverage(judged, quantized_layers(judged)),
+            budgets=verdicts,
+        )
+
+
+def compare(
+    a: StrPath,
+    b: StrPath,
+    *,
+    data: StrPath,
+    metric: str | None = None,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> Comparison:
+    """Where a compressed model departs from its original: the metric, and each node's SQNR.
+
+    Args:
+        a: The original.
+        b: The compressed model.
+        data: Rows to compare on, or a recipe whose ``[data]`` table is taken.
+        metric: Name of the metric; default: the recipe's, else top1 or cosine.
+        batch_size: Rows per batch of the metric.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: Something cannot be used, or the models' inputs differ.
+        MeasurementError: The runtime cannot run one of the models.
+    """
+    from edgecompress.comparison import compare_nodes
+    from edgecompress.evaluation import Evaluator, load_target
+    from edgecompress.results import Comparison, NodeSqnr
+    from edgecompress.sources import load
+
+    first, second = load(a).model, load(b).model
+    if first.signature.inputs != second.signature.inputs:
+        raise ModelError(
+            f"the inputs differ: {', '.join(map(str, first.signature.inputs))} against "
+            f"{', '.join(map(str, second.signature.inputs))}",
+            where=f"{os.fspath(a)}, {os.fspath(b)}",
+            cure="compare a model with what was made of it",
+        )
+    rows, judge = _validation(data, metric, first, batch_size)
+    if rows is None or judge is None:
+        raise DataError("names no rows to compare on", where=os.fspath(data))
+    with Evaluator(load_target("host"), rows, judge, progress) as evaluator:
+        figures = [evaluator.judge(model, first) for model in (first, second)]
+    nodes, unmatched = compare_nodes(first, second, rows, progress=progress)
+    listed = [NodeSqnr(node=e.node, op=e.op, sqnr_db=e.sqnr_db) for e in nodes]
+    ends = {spec.name for spec in first.signature.outputs}
+    return Comparison(
+        a=os.fspath(a),
+        b=os.fspath(b),
+        rows=rows.validation_rows,
+        metric=judge.name,
+        metric_a=figures[0].value if figures[0] else 0.0,
+        metric_b=figures[1].value if figures[1] else 0.0,
+        size_bytes_a=first.size_bytes,
+        size_bytes_b=second.size_bytes,
+        outputs=[n for n, e in zip(listed, nodes, strict=True) if e.value in ends],
+        nodes=listed,
+        unmatched=unmatched,
+    )
+
+
+def _data_table(
+    data: StrPath | None,
+    validation: StrPath | None,
+    labels: str | None,
+    preprocess: Mapping[str, Any] | None,
+) -> dict[str, Any] | None:
+    """The ``[data]`` table that options stand for, with paths from the current folder."""
+    from edgecompress.recipe import load_recipe
+    from edgecompress.recipe_files import is_recipe
+
+    if data is None:
+        if validation is not None or labels is not None:
+            raise DataError(
+                "there are no rows to calibrate on", where="--data", cure="name them with --data"
+            )
+        return None
+    if is_recipe(data):
+        recipe = load_recipe(data)
+        if recipe.data is None:
+            raise DataError("the recipe has no [data] table", where=os.fspath(data))
+        return _from_here(recipe.data.model_dump(exclude_none=True), recipe.base)
+    table: dict[str, Any] = {}
+    rows = {"path": os.fspath(data), **({} if labels is None else {"labels": labels})}
+    if validation is None:
+        table.update(rows)
+    else:
+        table["calibration"] = rows
+        table["validation"] = {**rows, "path": os.fspath(validation)}
+    if preprocess is not None:
+        table["preprocess"] = dict(preprocess)
+    return table
+
+
+def _from_here(table: dict[str, Any], base: Path) -> dict[str, Any]:
+    """A ``[data]`` table whose relative paths start from the current folder, not from ``base``."""
+    from edgecompress.references import is_reference
+
+    for rows in (table, table.get("calibration"), table.get("validation")):
+        path = None if rows is None else rows.get("path")
+        if rows is not None and path is not None and (not is_reference(path) or ".py:" in path):
+            rows["path"] = os.fspath(base / path)
+    return table
+
+
+def _validation(
+    data: StrPath | None, metric: str | None, model: Model, batch_size: int = 16
+) -> tuple[CalibrationSet | None, Metric | None]:
+    """Validation rows and metric, from a recipe or from a path whose rows all validate."""
+    from edgecompress.calibration import CalibrationSet, DataSpec, RowsSpec
+    from edgecompress.metrics import MetricSpec, make_metric
+    from edgecompress.recipe import load_recipe
+    from edgecompress.recipe_files import is_recipe
+
+    if data is None:
+        if metric is not None:
+            raise DataError(
+                f"the metric {metric!r} needs rows", where="--metric", cure="name them with --data"
+            )
+        return None, None
+    chosen = None if metric is None else MetricSpec(name=metric)
+    base, spec = Path(), DataSpec(validation=RowsSpec(path=os.fspath(data)), batch_size=batch_size)
+    seed = 0
+    if is_recipe(data):
+        recipe = load_recipe(data)
+        if recipe.data is None:
+            raise DataError("the recipe has no [data] table", where=os.fspath(data))
+        base, spec, seed = recipe.base, recipe.data, recipe.build.seed
+        chosen = chosen or recipe.metric
+    rows = CalibrationSet.open(spec, model.signature, base=base, seed=seed)
+    judge = make_metric(chosen, base=base, data=rows)
+    judge.check(rows)
+    return rows, judge
+
+
+def targets(name: str | None = None) -> list[TargetDescription]:
+    """Installed targets, and whether something can be measured on them from here.
+
+    Args:
+        name: Only this one: a name, or the path of a ``.toml`` file.
+
+    Raises:
+        TargetError: There is no such target.
+    """
+    from edgecompress.catalogue import describe_target
+    from edgecompress.target import names
+
+    return [describe_target(each) for each in ([name] if name else names())]
+
+
+def passes(name: str | None = None) -> list[PassDescription]:
+    """Installed passes with their options.
+
+    Args:
+        name: Only this one.
+
+    Raises:
+        RecipeError: There is no such pass.
+    """
+    from edgecompress.catalogue import describe_pass
+    from edgecompress.graph_pass import pass_names
+
+    return [describe_pass(each) for each in ([name] if name else pass_names())]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of recipes, with the options of all installed passes."""
+    from edgecompress.recipe_schema import schema as recipe_schema
+
+    return recipe_schema()
+
+
+def doctor() -> Diagnosis:
+    """Check the installation; changes nothing."""
+    from edgecompress.doctor import diagnose
+
+    return diagnose()

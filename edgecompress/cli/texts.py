@@ -1,0 +1,50 @@
+"""Pieces of text that several verbs print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgecompress.measure import Measurement
+from edgecompress.report import figures
+from edgecompress.report import format as fmt
+from edgecompress.report.data import BudgetVerdict, SkipReport
+from edgecompress.report.text import table
+
+__all__ = ["measurement", "budgets", "skipped"]
+
+
+def measurement(measured: Measurement) -> str:
+    """Latency, load time and memory on a line each, with the word that says how they came."""
+    latency = measured.latency_ms
+    if latency is None:
+        return f"not measured: {measured.reason or 'no reason given'}"
+    quantiles = f"p50 {fmt.ms(latency.p50)}, p90 {fmt.ms(latency.p90)}, p99 {fmt.ms(latency.p99)}"
+    lines = [
+        f"latency  {quantiles} ({measured.basis}, {latency.runs} runs)",
+        f"load     {fmt.ms(measured.load_ms)}",
+        f"memory   {fmt.megabytes(measured.peak_memory_mb)}",
+    ]
+    if measured.latency_ratio is not None:
+        lines.insert(1, f"ratio    {fmt.ratio(measured.latency_ratio)} of the reference's latency")
+    return "\n".join(lines)
+
+
+def budgets(verdicts: Sequence[BudgetVerdict]) -> str:
+    """Each budget with its verdict."""
+    rows = [
+        [
+            verdict.name,
+            fmt.quantity(verdict.limit, verdict.unit),
+            fmt.quantity(verdict.value, verdict.unit),
+            verdict.basis,
+            figures.budget_word(verdict),
+        ]
+        for verdict in verdicts
+    ]
+    return table(["budget", "limit", "found", "basis", "verdict"], rows, align="lrrll")
+
+
+def skipped(what: str, nodes: Sequence[SkipReport]) -> Iterator[str]:
+    """A line for each node that was left out."""
+    for node in nodes:
+        yield f"{what} {node.op} {node.node}: {node.reason}"

@@ -1,0 +1,64 @@
+"""Values that options take: passes with their options, budgets, shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import click
+
+__all__ = ["pass_option", "budget_option", "shape_option", "as_mapping"]
+
+
+def pass_option(value: str) -> tuple[str, dict[str, Any]]:
+    """``quantize`` or ``quantize:method=mse,per_channel=false``: a pass and its options."""
+    name, _, rest = value.partition(":")
+    options: dict[str, Any] = {}
+    for item in rest.split(",") if rest else []:
+        key, equals, text = item.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"expected option=value, got {item!r} in {value!r}")
+        options[key.strip()] = _literal(text.strip())
+    if not name:
+        raise click.BadParameter(f"expected the name of a pass first, got {value!r}")
+    return name, options
+
+
+def budget_option(value: str) -> tuple[str, float]:
+    """``size_mb=3``: a budget and its limit."""
+    name, _, text = value.partition("=")
+    try:
+        return name.strip(), float(text)
+    except ValueError:
+        raise click.BadParameter(f"expected name=number such as size_mb=3, got {value!r}") from None
+
+
+def shape_option(value: str) -> tuple[str, tuple[int, ...]]:
+    """``input=1x3x224x224``, or ``input=`` for a scalar: an input and its dimensions."""
+    name, equals, text = value.rpartition("=")
+    dims = text.split("x") if text else []
+    if not equals or not name or not all(d.isascii() and d.isdigit() for d in dims):
+        raise click.BadParameter(f"expected input=1x3x224x224, got {value!r}")
+    return name, tuple(map(int, dims))
+
+
+def as_mapping(
+    context: click.Context, parameter: click.Parameter, pairs: tuple[tuple[str, Any], ...]
+) -> dict[str, Any]:
+    """Callback that makes a dictionary of repeated options, and refuses a name given twice."""
+    names = [name for name, _ in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise click.BadParameter(f"given twice: {', '.join(sorted(twice))}", context, parameter)
+    return dict(pairs)
+
+
+def _literal(text: str) -> Any:
+    """Booleans and numbers as such, everything else as text."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    number = isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if number else text
