@@ -1,0 +1,1 @@
+"""Mathematics in torch: tensors in, tensors out. Knows no graph and no ONNX."""

@@ -1,0 +1,120 @@
+"""Affine (uniform) quantization: ``q = clip(round(x / scale) + zero_point)``.
+
+Follows ONNX QuantizeLinear: round half to even, saturate. Scales are float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["IntegerRange", "Affine", "fake_quantize", "quantize", "weight_scales"]
+
+
+@dataclass(frozen=True)
+class IntegerRange:
+    """Integers that a quantized tensor may take, both ends included."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, dtype: str, bits: int = 8, *, symmetric: bool = False) -> IntegerRange:
+        """Range of ``uint8`` or ``int8``, narrowed to ``bits``; symmetric leaves out the lowest."""
+        if dtype == "uint8":
+            return cls(0, 2**bits - 1)
+        low = -(2 ** (bits - 1))
+        return cls(low + 1 if symmetric else low, 2 ** (bits - 1) - 1)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Scale and zero point of a tensor."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def from_range(
+        cls, low: float, high: float, integers: IntegerRange, *, symmetric: bool = False
+    ) -> Affine:
+        """Parameters whose representable range covers ``[min(low, 0), max(high, 0)]``.
+
+        Zero is always represented exactly, since padding and ReLU produce it. Where one end of
+        the range is zero, the representable range does not exceed the other end: a runtime may
+        then drop a ReLU or Clip in front of the quantizer.
+
+        Args:
+            low: Smallest value to represent.
+            high: Largest value to represent.
+            integers: The integers to map onto.
+            symmetric: Put the zero point in the middle of the type's range.
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        steps = integers.high - integers.low
+        if symmetric:
+            middle = (integers.low + integers.high + 1) // 2
+            reach = max(abs(low), abs(high))
+            scale = _float32(reach / (integers.high - middle)) if reach > 0 else 1.0
+            return cls(scale or 1.0, middle)
+        scale = _float32((high - low) / steps)
+        if scale == 0.0:
+            return cls(1.0, integers.low)
+        if low == 0.0:
+            return cls(_at_most(scale, steps, high), integers.low)
+        if high == 0.0:
+            return cls(_at_most(scale, steps, -low), integers.high)
+        zero_point = integers.low + round(-low / scale)
+        return cls(scale, max(integers.low, min(integers.high, zero_point)))
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+def _at_most(scale: float, steps: int, reach: float) -> float:
+    """The largest float32 scale not above ``scale`` whose ``steps`` do not pass ``reach``."""
+    candidate = torch.tensor(scale, dtype=torch.float32)
+    limit = torch.tensor(reach, dtype=torch.float32)
+    while candidate * steps > limit and candidate > 0:
+        candidate = torch.nextafter(candidate, torch.zeros(()))
+    return float(candidate) or scale
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: int, integers: IntegerRange) -> Tensor:
+    """Integers of ``x`` as float values; ``scale`` broadcasts against ``x``."""
+    return torch.clamp(torch.round(x / scale) + zero_point, integers.low, integers.high)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, integers: IntegerRange) -> Tensor:
+    """``x`` after quantization and back."""
+    return (quantize(x, scale, zero_point, integers) - zero_point) * scale
+
+
+def weight_scales(weight: Tensor, integers: IntegerRange, *, method: str = "mse") -> Tensor:
+    """Symmetric scale of each row of a weight matrix.
+
+    Args:
+        weight: float [channels, elements].
+        integers: Symmetric range, e.g. -127..127.
+        method: ``minmax`` (largest absolute value), or ``mse`` (the clipping, of 40 between 0.6
+            and 1 times the largest absolute value, with the least squared error).
+
+    Returns:
+        float32 [channels], positive; 1 for a row of zeros.
+    """
+    largest = weight.abs().amax(1).float()
+    full = largest / integers.high
+    full = torch.where(full > 0, full, torch.ones_like(full))
+    if method == "minmax":
+        return full
+    best, least = full.clone(), torch.full_like(full, torch.inf)
+    for share in torch.linspace(1.0, 0.6, 41).tolist():
+        scale = full * share
+        error = (fake_quantize(weight, scale[:, None], 0, integers) - weight).square().sum(1)
+        better = error < least
+        best = torch.where(better, scale, best)
+        least = torch.where(better, error, least)
+    return best
