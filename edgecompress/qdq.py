@@ -1,0 +1,164 @@
+"""The one writer of QuantizeLinear / DequantizeLinear pairs.
+
+Weights become integers with a DequantizeLinear behind them, biases int32 with the product of both
+scales (so that integer kernels can add them to their accumulators), activations a
+QuantizeLinear-DequantizeLinear pair that all consumers read through.
+
+::
+
+    x -> Conv -> Relu -> y      becomes
+    x -> Q -> DQ -> Conv -> Relu -> Q -> DQ -> y
+    w (int8) -> DQ ---^
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgecompress.model import Model
+from edgecompress.numerics.affine import Affine
+
+__all__ = ["QdqWriter", "quantized_layers"]
+
+
+class QdqWriter:
+    """Inserts pairs into one graph, which it changes in place."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._taken = {v.name for n in graph.all_nodes() for v in n.outputs}
+        self._taken |= {v.name for v in graph.inputs} | set(graph.initializers)
+
+    def activation(self, value: ir.Value, affine: Affine, dtype: str) -> None:
+        """Send all consumers of ``value`` through a Q/DQ pair.
+
+        If ``value`` is a graph output, the pair's output takes over its name and place.
+        """
+        graph = self._graph
+        name = value.name or "value"
+        uses = list(value.uses())
+        scale = self._initializer(f"{name}_scale", np.array(affine.scale, np.float32))
+        zero_point = self._initializer(f"{name}_zero_point", np.array(affine.zero_point, dtype))
+        quantize, dequantize = self._pair(value, scale, zero_point, name)
+        producer = value.producer()
+        if producer is None:
+            first = next(iter(graph))
+            graph.insert_before(first, [quantize, dequantize])
+        else:
+            graph.insert_after(producer, [quantize, dequantize])
+        for use in uses:
+            use.node.replace_input_with(use.idx, dequantize.outputs[0])
+        if value.is_graph_output() and producer is not None:
+            self._take_over_output(value, dequantize.outputs[0])
+
+    def _pair(
+        self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, name: str
+    ) -> tuple[ir.Node, ir.Node]:
+        quantize = ir.node(
+            "QuantizeLinear",
+            inputs=[value, scale, zero_point],
+            outputs=[self._value(f"{name}_quantized", zero_point.dtype, value.shape)],
+            name=f"{name}/quantize",
+        )
+        dequantize = ir.node(
+            "DequantizeLinear",
+            inputs=[quantize.outputs[0], scale, zero_point],
+            outputs=[self._value(f"{name}_dequantized", value.dtype, value.shape)],
+            name=f"{name}/dequantize",
+        )
+        return quantize, dequantize
+
+    def _take_over_output(self, value: ir.Value, replacement: ir.Value) -> None:
+        name = value.name
+        position = next(i for i, v in enumerate(self._graph.outputs) if v is value)
+        value.name = self._unique(f"{name}_float")
+        replacement.name = name
+        replacement.type = value.type
+        replacement.shape = value.shape
+        self._graph.outputs[position] = replacement
+
+    def weight(
+        self,
+        weight: ir.Value,
+        users: Iterable[tuple[ir.Node, int]],
+        integers: npt.NDArray[np.integer],
+        scales: npt.NDArray[np.float32],
+        axis: int | None,
+    ) -> str:
+        """Replace a weight or bias by integers and a DequantizeLinear, for the given inputs.
+
+        Args:
+            weight: The float initializer; removed from the graph once nobody reads it.
+            users: Nodes and input positions that shall read the dequantized weight.
+            integers: int8 weights or int32 biases of the same shape. Zero points are zero.
+            scales: float32 scalar, or one per channel.
+            axis: Channel axis of per-channel scales, else None.
+
+        Returns:
+            Name of the initializer that holds the integers.
+        """
+        graph = self._graph
+        name = weight.name or "weight"
+        targets = list(users)
+        stored = self._initializer(f"{name}_quantized", integers)
+        # ONNX lets zero points of 0 be left out, but onnxruntime then does not fuse Gemm.
+        zeros = np.zeros_like(scales, dtype=integers.dtype)
+        inputs = [
+            stored,
+            self._initializer(f"{name}_scale", scales),
+            self._initializer(f"{name}_zero_point", zeros),
+        ]
+        dequantize = ir.node(
+            "DequantizeLinear",
+            inputs=inputs,
+            attributes={} if axis is None else {"axis": axis},
+            outputs=[self._value(f"{name}_dequantized", ir.DataType.FLOAT, weight.shape)],
+            name=f"{name}/dequantize",
+        )
+        graph.insert_before(min((n for n, _ in targets), key=graph.index), dequantize)
+        for node, position in targets:
+            node.replace_input_with(position, dequantize.outputs[0])
+        if not weight.uses() and not weight.is_graph_output() and weight.name:
+            del graph.initializers[weight.name]
+        return stored.name or ""
+
+    def _initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        unique = self._unique(name)
+        tensor = ir.tensor(array, name=unique)
+        value = ir.Value(
+            name=unique,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def _value(self, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> ir.Value:
+        kind = None if dtype is None else ir.TensorType(dtype)
+        return ir.Value(name=self._unique(name), shape=shape, type=kind)
+
+    def _unique(self, name: str) -> str:
+        candidate, n = name, 1
+        while candidate in self._taken:
+            n += 1
+            candidate = f"{name}_{n}"
+        self._taken.add(candidate)
+        return candidate
+
+
+def quantized_layers(model: Model) -> list[str]:
+    """Outputs of the layers whose weights are stored as integers."""
+    return [
+        node.outputs[0].name or ""
+        for node in model.ir.graph
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        and len(node.inputs) > 1
+        and node.inputs[1] is not None
+        and (producer := node.inputs[1].producer()) is not None
+        and producer.op_type == "DequantizeLinear"
+    ]
