@@ -1,0 +1,247 @@
+"""A target with everything at hand to judge a model on it: runtime, data, metric, measurement."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecompress.calibration import CalibrationSet
+from edgecompress.constraints import Constraints
+from edgecompress.devices.host import host
+from edgecompress.errors import DataError, TargetError, nearest
+from edgecompress.measure import Measurement, measure, random_feeds
+from edgecompress.metrics import Metric, Predict
+from edgecompress.model import Model, Signature
+from edgecompress.progress import Progress, silent
+from edgecompress.report.data import Coverage
+from edgecompress.runtimes import Artifact, Runtime, runtime_class
+from edgecompress.target import TargetProfile, host_target, load
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Evaluator", "load_target", "MetricFigure"]
+
+
+def load_target(name: str, *, base: Path = Path(), **settings: int | None) -> TargetProfile:
+    """A target profile, with measurement settings overridden where they are not None.
+
+    Args:
+        name: ``host`` for this machine's CPU, a profile's name, or a ``.toml`` file.
+        base: Folder that a relative path starts from.
+        settings: ``threads``, ``warmup``, ``runs``.
+
+    Raises:
+        TargetError: There is no such target.
+    """
+    if name == "host":
+        profile = load(host_target())
+    elif name.endswith(".toml"):
+        profile = load(base / name)
+    else:
+        profile = load(name)
+    given = {key: value for key, value in settings.items() if value is not None}
+    if not given:
+        return profile
+    return profile.model_copy(update={"measurement": profile.measurement.model_copy(update=given)})
+
+
+def with_shapes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
+    """The signature with numbers for the dimensions of some inputs.
+
+    Raises:
+        DataError: There is no such input, or its rank or a fixed dimension differs.
+    """
+    known = {spec.name: spec for spec in signature.inputs}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise DataError(f"the model has no input {name!r}; {nearest(name, known)}")
+        spec = known[name]
+        fits = spec.shape is None or (
+            len(spec.shape) == len(shape)
+            and all(
+                not isinstance(d, int) or d == n for d, n in zip(spec.shape, shape, strict=True)
+            )
+        )
+        if not fits:
+            raise DataError(
+                f"expected {spec}, got the shape {list(shape)}", where=f"input {name!r}"
+            )
+        known[name] = replace(spec, shape=shape)
+    return Signature(tuple(known.values()), signature.outputs)
+
+
+@dataclass(frozen=True)
+class MetricFigure:
+    """A metric's value, and over how many validation rows."""
+
+    value: float
+    rows: int
+
+
+@dataclass
+class Evaluator:
+    """Judges models on one target.
+
+    Attributes:
+        profile: The target.
+        data: Rows, or None.
+        metric: Needs ``data``; None where nothing is to be judged by it.
+        progress: Told how far the work is.
+    """
+
+    profile: TargetProfile
+    data: CalibrationSet | None = None
+    metric: Metric | None = None
+    progress: Progress = silent
+    _folder: tempfile.TemporaryDirectory[str] = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="edgecompress-")
+    )
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._folder.cleanup()
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The target's runtime."""
+        return runtime_class(self.profile.runtime)()
+
+    @cached_property
+    def constraints(self) -> Constraints:
+        """What the target demands of a graph."""
+        return self.profile.constraints(host())
+
+    @cached_property
+    def reachable(self) -> tuple[bool, str]:
+        """Whether the target can be measured from here, and if not, why."""
+        return self.profile.reachable(host())
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that the target's runtime cannot run.
+
+        Raises:
+            TargetError: Names every operator that is not supported.
+        """
+        refused = self.runtime.unsupported(model)
+        if refused:
+            first = "; ".join(f"{u.op} ({u.node}): {u.reason}" for u in refused[:5])
+            more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+            raise TargetError(
+                f"{self.profile.runtime} cannot run {len(refused)} of its nodes: {first}{more}",
+                where=f"target {self.profile.name!r}",
+                cure="choose another target, or export the model without these operators",
+            )
+
+    def file(self, model: Model) -> Path:
+        """The model as the file that the runtime loads, in a temporary folder."""
+        place = Path(self._folder.name) / model.digest[:32]
+        if not (place / "model.onnx").is_file():
+            return self.runtime.prepare(model, place).path
+        return place / "model.onnx"
+
+    def predict(self, model: Model) -> Predict:
+        """A function from feeds to outputs that runs the model on the target's runtime.
+
+        It uses all cores: only what it computes counts here, not how fast.
+        """
+        cores = {"threads": host().physical_cores or host().logical_cores}
+        settings = self.profile.measurement.model_copy(update=cores)
+        profile = self.profile.model_copy(update={"measurement": settings})
+        return self.runtime.session(Artifact((self.file(model),)), profile).run
+
+    def judge(self, model: Model, reference: Model) -> MetricFigure | None:
+        """The metric on the validation rows, or None where there is none.
+
+        Raises:
+            DataError: The data do not suit the metric.
+            MeasurementError: The runtime cannot run the model.
+        """
+        if self.metric is None or self.data is None:
+            return None
+        against = self.predict(reference) if self.metric.needs_reference else None
+        result = self.metric.evaluate(
+            self.predict(model), self.data, reference=against, progress=self.progress
+        )
+        return MetricFigure(result.value, result.rows)
+
+    def drop(self, before: MetricFigure | None, after: MetricFigure | None) -> float | None:
+        """By how much the metric got worse; negative where it got better."""
+        if before is None or after is None or self.metric is None:
+            return None
+        if math.isinf(before.value) and math.isinf(after.value):
+            return 0.0
+        loss = before.value - after.value
+        return loss if self.metric.higher_is_better else -loss
+
+    def feeds(
+        self,
+        model: Model,
+        batch: int = 1,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Inputs to time the model with: real rows where there are any, else random numbers.
+
+        Args:
+            model: The model to feed.
+            batch: What a symbolic first dimension counts.
+            shapes: Whole shapes of single inputs, by name.
+
+        Raises:
+            DataError: A shape does not fit, its input does not exist, or a dimension is left open.
+        """
+        if self.data is not None and not shapes:
+            return self.data.sample(batch)
+        signature = with_shapes(model.signature, shapes or {})
+        dims = {
+            dim: batch
+            for spec in signature.inputs
+            for dim in (spec.shape or ())[:1]
+            if isinstance(dim, str)
+        }
+        return random_feeds(signature, dims)
+
+    def not_run(self, model: Model, reason: str) -> Measurement:
+        """What is known of a model that was not run: its size, and why."""
+        return Measurement(basis="unknown", reason=reason, size_bytes=model.size_bytes)
+
+    def measure(
+        self,
+        models: Mapping[str, Model],
+        *,
+        reference: str | None = None,
+        feeds: Mapping[str, npt.NDArray[np.generic]] | None = None,
+    ) -> dict[str, Measurement]:
+        """Latency and memory of models, in turn, on the same inputs.
+
+        Raises:
+            MeasurementError: A model could not be run.
+        """
+        first = next(iter(models.values()))
+        return measure(
+            {label: self.file(model) for label, model in models.items()},
+            self.profile,
+            self.feeds(first) if feeds is None else feeds,
+            reference=reference,
+            progress=self.progress,
+        )
+
+    def coverage(self, model: Model, claimed: Sequence[str]) -> Coverage | None:
+        """How many of the claimed nodes the runtime runs on integers; None where none are."""
+        if not claimed:
+            return None
+        found = self.runtime.coverage(model, claimed, self.profile)
+        return Coverage(
+            claimed=found.claimed,
+            fused=found.fused,
+            unfused=dict(found.unfused),
+            note=found.note,
+        )
