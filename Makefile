@@ -16,7 +16,8 @@ help: ## Show this list
 		$(MAKEFILE_LIST)
 
 demo: $(READY) ## Train, compress and measure a small model, and write its report
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo/digits.py
+	@$(BIN)/edgecompress build examples/demo/recipe.toml
 
 test: $(READY) ## Run the tests, without the slow ones
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -m "not slow" $(ARGS)
