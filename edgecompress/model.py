@@ -211,7 +211,7 @@ class Model:
     def size_bytes(self) -> int:
         """Bytes of the saved file; with those of its data file, where one file is too small."""
         if self.weight_bytes > _EXTERNAL_DATA_ABOVE_BYTES:
-            graph_bytes = ir.to_proto(external.without_weights(self.ir)).ByteSize()
+            graph_bytes = ir.to_proto(external.without_weights(self.ir, keep=0)).ByteSize()
             return self.weight_bytes + int(graph_bytes)
         return int(ir.to_proto(external.embedded(self.ir)).ByteSize())
 
