@@ -8,6 +8,7 @@ the machinery, not the author of the pass, checks the result.
 from __future__ import annotations
 
 import fnmatch
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -161,7 +162,7 @@ class Pass(ABC):
                 known = [n.name or "" for n in listed]
                 close = nearest(pattern, known).split("known:")[0].strip()
                 raise RecipeError(
-                    f"the pattern {pattern!r} matches no node {close}".strip(),
+                    f"the pattern {pattern!r} matches no node" + (f"; {close}" if close else ""),
                     where=f"pass {self.name!r}, nodes",
                     cure="`edgecompress inspect MODEL` lists the names",
                 )
@@ -249,7 +250,8 @@ def _validated(
     except ValidationError as error:
         first = error.errors()[0]
         place = prefix + ".".join(str(part) for part in first["loc"])
-        message = first["msg"].replace("Input should be", "expected")
+        message = re.sub("Input should be (?=greater|less)", "expected a number ", first["msg"])
+        message = message.replace("Input should be", "expected").replace("a valid ", "a ")
         what = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
         raise _refused(cls, place, what) from error
 
