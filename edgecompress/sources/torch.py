@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from edgecompress.errors import SourceError
+from edgecompress.errors import EdgeCompressError, SourceError
 from edgecompress.progress import Progress
 from edgecompress.references import user_line
 from edgecompress.rewrite import quiet
@@ -30,9 +30,12 @@ def call_user(build: Callable[..., Any], reference: str) -> tuple[Any, Any]:
 
     Raises:
         SourceError: It fails, or returns something else.
+        EdgeCompressError: What a function of ours raised in it.
     """
     try:
         made = build()
+    except EdgeCompressError:  # from load_checkpoint, and says all
+        raise
     except Exception as error:
         raise SourceError(
             f"failed when it was called: {type(error).__name__}: {reason(error)}",
