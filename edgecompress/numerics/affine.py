@@ -5,12 +5,19 @@ Follows ONNX QuantizeLinear: round half to even, saturate. Scales are float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["IntegerRange", "Affine", "fake_quantize", "quantize", "weight_scales"]
+__all__ = ["IntegerRange", "Affine", "fake_quantize", "quantize", "suit_biases", "weight_scales"]
+
+# A bias is stored in steps of input scale x weight scale: so many of them at most, which leaves
+# room for its correction, and so many where no weight has a say.
+_MOST_BIAS_STEPS = 2**30
+_GOOD_BIAS_STEPS = 2**20
+_LEAST_SCALE = torch.finfo(torch.float32).tiny  # runtimes may flush smaller numbers to zero
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Affine:
 
         Zero is always represented exactly, since padding and ReLU produce it. Where one end of
         the range is zero, the representable range does not exceed the other end: a runtime may
-        then drop a ReLU or Clip in front of the quantizer.
+        then drop a ReLU or Clip in front of the quantizer. Ranges too narrow for a normal float32
+        scale count as zero.
 
         Args:
             low: Smallest value to represent.
@@ -57,10 +65,10 @@ class Affine:
         if symmetric:
             middle = (integers.low + integers.high + 1) // 2
             reach = max(abs(low), abs(high))
-            scale = _float32(reach / (integers.high - middle)) if reach > 0 else 1.0
-            return cls(scale or 1.0, middle)
+            scale = _float32(reach / (integers.high - middle))
+            return cls(scale if scale >= _LEAST_SCALE else 1.0, middle)
         scale = _float32((high - low) / steps)
-        if scale == 0.0:
+        if scale < _LEAST_SCALE:
             return cls(1.0, integers.low)
         if low == 0.0:
             return cls(_at_most(scale, steps, high), integers.low)
@@ -78,9 +86,9 @@ def _at_most(scale: float, steps: int, reach: float) -> float:
     """The largest float32 scale not above ``scale`` whose ``steps`` do not pass ``reach``."""
     candidate = torch.tensor(scale, dtype=torch.float32)
     limit = torch.tensor(reach, dtype=torch.float32)
-    while candidate * steps > limit and candidate > 0:
+    while candidate * steps > limit:
         candidate = torch.nextafter(candidate, torch.zeros(()))
-    return float(candidate) or scale
+    return float(candidate)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: int, integers: IntegerRange) -> Tensor:
@@ -107,7 +115,7 @@ def weight_scales(weight: Tensor, integers: IntegerRange, *, method: str = "mse"
     """
     largest = weight.abs().amax(1).float()
     full = largest / integers.high
-    full = torch.where(full > 0, full, torch.ones_like(full))
+    full = torch.where(full >= _LEAST_SCALE, full, torch.ones_like(full))
     if method == "minmax":
         return full
     best, least = full.clone(), torch.full_like(full, torch.inf)
@@ -118,3 +126,30 @@ def weight_scales(weight: Tensor, integers: IntegerRange, *, method: str = "mse"
         best = torch.where(better, scale, best)
         least = torch.where(better, error, least)
     return best
+
+
+def suit_biases(
+    scales: Tensor, largest: Tensor, biases: Sequence[tuple[Tensor | None, float]]
+) -> Tensor:
+    """Weight scales with which int32 biases neither overflow nor lose their precision.
+
+    Args:
+        scales: float32 [channels], or [1] for the whole weight.
+        largest: float32 [channels], largest absolute weight.
+        biases: Bias [channels] and input scale of each layer that uses the weight.
+
+    Returns:
+        float32 of the shape of ``scales``; larger where a bias would overflow, and chosen for the
+        bias alone where all weights round to zero.
+    """
+    reach = torch.zeros_like(largest, dtype=torch.float64)
+    least = _LEAST_SCALE / min(input_scale for _, input_scale in biases)
+    for bias, input_scale in biases:
+        if bias is not None:
+            reach = torch.maximum(reach, bias.double().abs() / input_scale)
+    if scales.numel() == 1:
+        largest, reach = largest.max().reshape(1), reach.max().reshape(1)
+    suited = scales.double().clamp(min=least)
+    dead = (largest < suited / 2) & (reach > 0)
+    suited = torch.where(dead, reach / _GOOD_BIAS_STEPS, suited)
+    return torch.maximum(suited, reach / _MOST_BIAS_STEPS).clamp(min=least).float()
