@@ -32,6 +32,7 @@ class QdqWriter:
         self._graph = graph
         self._taken = {v.name for n in graph.all_nodes() for v in n.outputs}
         self._taken |= {v.name for v in graph.inputs} | set(graph.initializers)
+        self._taken |= {n.name for n in graph.all_nodes()}  # onnxruntime wants these unique, too
 
     def activation(self, value: ir.Value, affine: Affine, dtype: str) -> None:
         """Send all consumers of ``value`` through a Q/DQ pair.
@@ -41,8 +42,8 @@ class QdqWriter:
         graph = self._graph
         name = value.name or "value"
         uses = list(value.uses())
-        scale = self._initializer(f"{name}_scale", np.array(affine.scale, np.float32))
-        zero_point = self._initializer(f"{name}_zero_point", np.array(affine.zero_point, dtype))
+        scale = self.initializer(f"{name}_scale", np.array(affine.scale, np.float32))
+        zero_point = self.initializer(f"{name}_zero_point", np.array(affine.zero_point, dtype))
         quantize, dequantize = self._pair(value, scale, zero_point, name)
         producer = value.producer()
         if producer is None:
@@ -62,13 +63,13 @@ class QdqWriter:
             "QuantizeLinear",
             inputs=[value, scale, zero_point],
             outputs=[self._value(f"{name}_quantized", zero_point.dtype, value.shape)],
-            name=f"{name}/quantize",
+            name=self._unique(f"{name}/quantize"),
         )
         dequantize = ir.node(
             "DequantizeLinear",
             inputs=[quantize.outputs[0], scale, zero_point],
             outputs=[self._value(f"{name}_dequantized", value.dtype, value.shape)],
-            name=f"{name}/dequantize",
+            name=self._unique(f"{name}/dequantize"),
         )
         return quantize, dequantize
 
@@ -104,20 +105,20 @@ class QdqWriter:
         graph = self._graph
         name = weight.name or "weight"
         targets = list(users)
-        stored = self._initializer(f"{name}_quantized", integers)
+        stored = self.initializer(f"{name}_quantized", integers)
         # ONNX lets zero points of 0 be left out, but onnxruntime then does not fuse Gemm.
         zeros = np.zeros_like(scales, dtype=integers.dtype)
         inputs = [
             stored,
-            self._initializer(f"{name}_scale", scales),
-            self._initializer(f"{name}_zero_point", zeros),
+            self.initializer(f"{name}_scale", scales),
+            self.initializer(f"{name}_zero_point", zeros),
         ]
         dequantize = ir.node(
             "DequantizeLinear",
             inputs=inputs,
             attributes={} if axis is None else {"axis": axis},
             outputs=[self._value(f"{name}_dequantized", ir.DataType.FLOAT, weight.shape)],
-            name=f"{name}/dequantize",
+            name=self._unique(f"{name}/dequantize"),
         )
         graph.insert_before(min((n for n, _ in targets), key=graph.index), dequantize)
         for node, position in targets:
@@ -126,7 +127,40 @@ class QdqWriter:
             del graph.initializers[weight.name]
         return stored.name or ""
 
-    def _initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    def pads_on_integers(self) -> None:
+        """Let Pads between pairs of equal scale pad the integers themselves.
+
+        ::
+
+            Q -> DQ -> Pad -> Q -> DQ      becomes      Q -> Pad (with the zero point) -> DQ
+
+        The numbers are the same; runtimes do not make this step of their own.
+        """
+        for node in [n for n in self._graph if n.op_type == "Pad"]:
+            source = node.inputs[0]
+            before = None if source is None else source.producer()
+            uses = list(node.outputs[0].uses())
+            if before is None or before.op_type != "DequantizeLinear" or len(uses) != 1:
+                continue
+            after = uses[0].node
+            if after.op_type == "QuantizeLinear" and _same_parameters(before, after):
+                self._pad_integers(node, before, after)
+
+    def _pad_integers(self, node: ir.Node, before: ir.Node, after: ir.Node) -> None:
+        padded, quantized = node.outputs[0], after.outputs[0]
+        node.replace_input_with(0, before.inputs[0])
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, after.inputs[2])
+        quantized.replace_all_uses_with(padded)
+        self._graph.remove(after, safe=True)
+        padded.type, padded.name = quantized.type, quantized.name
+        unused = before.outputs[0]
+        if not unused.uses() and not unused.is_graph_output():
+            self._graph.remove(before, safe=True)
+
+    def initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        """Add an initializer, called ``name`` unless that is taken."""
         unique = self._unique(name)
         tensor = ir.tensor(array, name=unique)
         value = ir.Value(
@@ -149,6 +183,16 @@ class QdqWriter:
             candidate = f"{name}_{n}"
         self._taken.add(candidate)
         return candidate
+
+
+def _same_parameters(before: ir.Node, after: ir.Node) -> bool:
+    """Whether a DequantizeLinear and a QuantizeLinear have the same scale and zero point."""
+    for mine, theirs in zip(before.inputs[1:], after.inputs[1:], strict=True):
+        a = None if mine is None else mine.const_value
+        b = None if theirs is None else theirs.const_value
+        if a is None or b is None or not np.array_equal(a.numpy(), b.numpy()):
+            return False
+    return True
 
 
 def quantized_layers(model: Model) -> list[str]:

@@ -12,15 +12,15 @@ Rules, from how onnxruntime and its relatives match Q/DQ groups:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from edgecompress.graph_pass import Pass, Skip
-from edgecompress.model import Model
+from edgecompress.model import DEFAULT_DOMAINS, Model
 
-__all__ = ["Layer", "Join", "Placement", "place"]
+__all__ = ["Layer", "Join", "Placement", "place", "label"]
 
 _JOINS = frozenset(
     {"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu", "Softmax"}
@@ -80,7 +80,8 @@ class Placement:
     Attributes:
         layers: Nodes whose weights become integers, in graph order.
         joins: Other nodes that run on integers.
-        options: Activation to quantize -> the pass options that rule its range.
+        options: Activation to quantize -> the pass options that rule its range: those of the node
+            that makes it, or else of its first reader.
         shared: Activation -> the activation whose scale it takes over.
         skipped: Candidates left in float, with reasons.
     """
@@ -125,6 +126,7 @@ class _Planner:
         drop_activations: bool,
     ) -> None:
         self._graph = model.ir.graph
+        self._nodes = [n for n in self._graph if n.domain in DEFAULT_DOMAINS]
         self._options_for = options_for
         self._int8_ops = int8_ops
         self._drop_activations = drop_activations
@@ -132,12 +134,14 @@ class _Planner:
         self._can_quantize: dict[str, Pass] = {}  # ends of Gemm and MatMul: quantized on demand
 
     def run(self) -> Placement:
-        for node in self._graph:
+        for node in self._nodes:
             if node.op_type in _LAYERS:
                 self._take_layer(node)
         if self._plan.layers:
             self._take_joins()
             self._share_scales()
+            wanted = self._can_quantize.keys() & self._plan.options.keys()
+            self._plan.options.update({name: self._can_quantize[name] for name in wanted})
         self._skip_nested()
         return self._plan
 
@@ -150,7 +154,7 @@ class _Planner:
         x, weight = node.inputs[0], node.inputs[1]
         self._plan.layers.append(
             Layer(
-                node=_label(node),
+                node=label(node),
                 op=node.op_type,
                 output=_name(node.outputs[0]),
                 input=_name(x),
@@ -175,8 +179,11 @@ class _Planner:
             return "an input is missing"
         producer = weight.producer()
         if producer is not None:
-            quantized = producer.op_type == "DequantizeLinear"
-            return "it is already quantized" if quantized else "its weight is computed at run time"
+            if producer.op_type == "DequantizeLinear":
+                return "it is already quantized"
+            if producer.op_type == "Constant":
+                return "its weight is a Constant node (the pass 'cleanup' makes it an initializer)"
+            return "its weight is computed at run time"
         if weight.const_value is None:
             return "its weight is an input of the model"
         if weight.is_graph_input():
@@ -203,21 +210,22 @@ class _Planner:
         if not self._drop_activations or out.is_graph_output() or len(uses) != 1:
             return out
         follower = uses[0].node
-        return follower.outputs[0] if _starts_at_zero(follower) else out
+        beside = follower.graph is self._graph  # not inside a subgraph
+        return follower.outputs[0] if beside and _starts_at_zero(follower) else out
 
     def _take_joins(self) -> None:
         taken: set[ir.Node] = set()
         while True:
             before = len(taken)
-            for node in self._graph:
+            for node in self._nodes:
                 if node.op_type in _JOINS and node not in taken and not self._why_not_join(node):
                     taken.add(node)
                     self._take_join(node)
             if len(taken) == before:
                 break
-        for node in self._graph:
+        for node in self._nodes:
             if node in taken:
-                self._plan.joins.append(Join(_label(node), node.op_type))
+                self._plan.joins.append(Join(label(node), node.op_type))
             elif node.op_type in _JOINS:
                 self._skip(node, self._why_not_join(node))
 
@@ -240,7 +248,7 @@ class _Planner:
         for value in node.inputs:
             if value is not None:
                 self._activate(value, options)
-        self._plan.options.setdefault(_name(self._end(node)), options)
+        self._plan.options[_name(self._end(node))] = options
 
     def _source(self, value: ir.Value) -> ir.Value | None:
         """The quantized (or quantizable) value that movers carry to ``value``, if any."""
@@ -263,7 +271,7 @@ class _Planner:
             name = _name(value)
 
     def _moves(self, node: ir.Node) -> bool:
-        if self._options_for(node) is None:
+        if node.domain not in DEFAULT_DOMAINS or self._options_for(node) is None:
             return False
         if _pads_with_zero(node):
             return True
@@ -271,8 +279,9 @@ class _Planner:
 
     def _share_scales(self) -> None:
         """Let movers between two quantized values hand the scale on."""
+        values = {v.name: v for v in (*self._graph.inputs, *_outputs(self._graph))}
         for name in list(self._plan.options):
-            value = self._value(name)
+            value = values[name]
             producer = value.producer()
             if producer is not None and self._moves(producer) and producer.inputs[0] is not None:
                 source = self._source(producer.inputs[0])
@@ -288,17 +297,6 @@ class _Planner:
                     root = self._plan.shared.get(source_name, source_name)
                     self._plan.shared[_name(out)] = root
 
-    def _value(self, name: str) -> ir.Value:
-        for value in self._values():
-            if value.name == name:
-                return value
-        raise KeyError(name)
-
-    def _values(self) -> Iterator[ir.Value]:
-        yield from self._graph.inputs
-        for node in self._graph:
-            yield from node.outputs
-
     def _skip_nested(self) -> None:
         top = set(self._graph)
         for node in self._graph.all_nodes():
@@ -310,7 +308,7 @@ class _Planner:
 
 
 def _skip(node: ir.Node, reason: str) -> Skip:
-    return Skip(node=_label(node), op=node.op_type, reason=reason)
+    return Skip(node=label(node), op=node.op_type, reason=reason)
 
 
 def _refuse_gemm(node: ir.Node) -> str:
@@ -338,11 +336,10 @@ def _starts_at_zero(node: ir.Node) -> bool:
         return True
     if node.op_type != "Clip" or len(node.inputs) < 2 or node.inputs[1] is None:
         return False
-    low = node.inputs[1].const_value
-    high = node.inputs[2] if len(node.inputs) > 2 else None
-    if low is None or float(low.numpy()) != 0.0:
+    if _number(node.inputs[1]) != 0.0:
         return False
-    return high is None or (high.const_value is not None and float(high.const_value.numpy()) > 0)
+    high = node.inputs[2] if len(node.inputs) > 2 else None
+    return high is None or (_number(high) or 0.0) > 0
 
 
 def _pads_with_zero(node: ir.Node) -> bool:
@@ -353,12 +350,22 @@ def _pads_with_zero(node: ir.Node) -> bool:
     fill = node.inputs[2] if len(node.inputs) > 2 else None
     if mode is not None and mode.value != "constant":
         return True
-    return fill is None or (fill.const_value is not None and float(fill.const_value.numpy()) == 0)
+    return fill is None or _number(fill) == 0.0
+
+
+def _number(value: ir.Value) -> float | None:
+    tensor = value.const_value
+    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+
+
+def _outputs(graph: ir.Graph) -> list[ir.Value]:
+    return [value for node in graph for value in node.outputs]
 
 
 def _name(value: ir.Value | None) -> str:
     return "" if value is None or value.name is None else value.name
 
 
-def _label(node: ir.Node) -> str:
+def label(node: ir.Node) -> str:
+    """What people know a node by: its name, or that of its output."""
     return node.name or _name(node.outputs[0])

@@ -17,16 +17,19 @@ from edgecompress.constraints import Int8Format
 from edgecompress.errors import PassError
 from edgecompress.graph_pass import Applied, Change, Context, Pass
 from edgecompress.model import Model
-from edgecompress.numerics.affine import Affine, IntegerRange, quantize, weight_scales
+from edgecompress.numerics.affine import (
+    Affine,
+    IntegerRange,
+    quantize,
+    suit_biases,
+    weight_scales,
+)
 from edgecompress.numerics.ranges import RangeMethod, choose_range
 from edgecompress.qdq import QdqWriter
-from edgecompress.qdq_plan import Layer, Placement, place
+from edgecompress.qdq_plan import Layer, Placement, label, place
 from edgecompress.statistics import Statistics, collect
 
 __all__ = ["Quantize"]
-
-# A bias is stored in steps of input scale x weight scale; this many keep it far from overflow.
-_BIAS_STEPS = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,7 @@ class Quantize(Pass):
         )
         affines = self._activation_parameters(placement, statistics, int8)
         quantized = self._edit(model.clone(self.name), placement, affines, int8)
-        if self.bias_correction:
-            self._correct_biases(model, quantized, context)
+        self._correct_biases(model, quantized, context)
         return Applied(
             model=quantized.model,
             changed=tuple(quantized.changed),
@@ -143,6 +145,7 @@ class Quantize(Pass):
     ) -> _Quantized:
         graph = model.ir.graph
         nodes = {n.outputs[0].name: n for n in graph}
+        order = {label(n): position for position, n in enumerate(graph)}
         writer = QdqWriter(graph)
         result = _Quantized(model)
         for same_weight in _by_weight(placement.layers):
@@ -151,14 +154,16 @@ class Quantize(Pass):
         values = {v.name: v for v in (*graph.inputs, *(o for n in graph for o in n.outputs))}
         for name in (*placement.measured, *placement.shared):
             writer.activation(values[name], affines[name], int8.activation)
+        writer.pads_on_integers()
         for layer in result.layers:
             layer.output = nodes[layer.source].outputs[0].name or ""
         for join in placement.joins:
             result.changed.append(Change(join.node, join.op, f"{int8.activation} in and out"))
+        result.changed.sort(key=lambda change: order[change.node])
         return result
 
     def _correct_biases(self, model: Model, quantized: _Quantized, context: Context) -> None:
-        layers = {layer.source: layer for layer in quantized.layers if layer.bias}
+        layers = {layer.source: layer for layer in quantized.layers if layer.correct}
         if not layers:
             return
         assert context.calibration is not None  # run_pass has seen to it
@@ -175,7 +180,7 @@ class Quantize(Pass):
             layer = layers[name]
             bias = torch.from_numpy(np.array(quantized.model.initializer(layer.bias)))
             moved = bias.double() + shift.cpu() / layer.bias_steps.double()
-            moved = torch.round(moved).clamp(-_BIAS_STEPS, _BIAS_STEPS)
+            moved = torch.round(moved).clamp(-(2**31), 2**31 - 1)
             quantized.model.set_initializer(layer.bias, moved.to(torch.int32).numpy())
 
     def _notes(self, placement: Placement, int8: Int8Format) -> dict[str, Any]:
@@ -211,8 +216,8 @@ class Quantize(Pass):
         scales = weight_scales(
             rows if per_channel else rows.reshape(1, -1), integers, method=options.weight_method
         )
-        for user, of in users:
-            scales = _keep_bias_in_range(scales, _bias(user), affines[of.input].scale)
+        biases = [(_bias(user), affines[of.input].scale) for user, of in users]
+        scales = suit_biases(scales, rows.abs().amax(1), biases)
         shape = [1] * array.dim()
         shape[layer.channel_axis] = -1 if per_channel else 1
         whole = quantize(array, scales.reshape(shape), 0, integers).to(torch.int8).numpy()
@@ -220,9 +225,11 @@ class Quantize(Pass):
         bytes_before = weight.const_value.nbytes
         writer.weight(weight, [(n, 1) for n, _ in users], whole, _stored(scales, axis), axis)
         for user, of in users:
-            if options.bias_correction and of.op != "MatMul":
-                _ensure_bias(user, len(rows))
-            stored = _QuantizedLayer(of.output, channel_dim=1 if of.op == "Conv" else -1)
+            wishes = self.for_node(user)
+            correct = wishes is not None and wishes.bias_correction and of.op != "MatMul"
+            if correct:
+                _ensure_bias(writer, user, len(rows))
+            stored = _QuantizedLayer(of.output, 1 if of.op == "Conv" else -1, correct)
             before, after = _quantize_bias(writer, user, scales, affines[of.input], axis, stored)
             what = f"{int8.activation} x int8, {options.method}"
             after += whole.nbytes + scales.numel() * 4
@@ -237,6 +244,7 @@ class _QuantizedLayer:
 
     source: str
     channel_dim: int
+    correct: bool
     output: str = ""
     bias: str = ""
     bias_steps: torch.Tensor = field(default_factory=lambda: torch.ones(()))
@@ -264,34 +272,18 @@ def _bias(node: ir.Node) -> torch.Tensor | None:
     return torch.from_numpy(np.array(bias.const_value.numpy()))
 
 
-def _keep_bias_in_range(
-    scales: torch.Tensor, bias: torch.Tensor | None, input_scale: float
-) -> torch.Tensor:
-    """Raise weight scales that are so small that the int32 bias would overflow."""
-    if bias is None:
-        return scales
-    largest = bias.abs() if scales.numel() > 1 else bias.abs().max().reshape(1)
-    return torch.maximum(scales, largest / (_BIAS_STEPS * input_scale))
-
-
 def _stored(scales: torch.Tensor, axis: int | None) -> npt.NDArray[np.float32]:
     array: npt.NDArray[np.float32] = scales.numpy()
     return array if axis is not None else array.reshape(())
 
 
-def _ensure_bias(node: ir.Node, channels: int) -> None:
+def _ensure_bias(writer: QdqWriter, node: ir.Node, channels: int) -> None:
     """Give a layer without bias one of zeros, so that there is something to correct."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    name = f"{node.outputs[0].name}_bias"
-    zeros = ir.tensor(np.zeros(channels, np.float32), name=name)
-    value = ir.Value(name=name, shape=zeros.shape, type=ir.TensorType(zeros.dtype))
-    value.const_value = zeros
-    graph.register_initializer(value)
+    zeros = writer.initializer(f"{node.outputs[0].name}_bias", np.zeros(channels, np.float32))
     node.resize_inputs(3)
-    node.replace_input_with(2, value)
+    node.replace_input_with(2, zeros)
 
 
 def _quantize_bias(
