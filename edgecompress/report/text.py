@@ -117,7 +117,7 @@ def _closing(report: Report) -> str:
         lines.append(fmt.clean(figures.error_text(report)))
     lines.append(fmt.clean(_verdict(report)))
     if report.output:
-        lines.append(fmt.clean(f"report: {Path(report.output) / 'report.html'}"))
+        lines.append(fmt.clean(f"report: {Path(report.output).resolve() / 'report.html'}"))
     return "\n".join(lines)
 
 
