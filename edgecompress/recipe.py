@@ -47,8 +47,8 @@ class SourceSpec(_Table):
     """Where the model comes from.
 
     Attributes:
-        model: An ``.onnx`` or ``.pt2`` file, a folder of transformers weights, or a Python
-            callable that returns a torch module: ``file.py:name`` or ``package.module:name``.
+        model: An ``.onnx`` or ``.pt2`` file, or a Python callable that returns a torch module and
+            example inputs: ``file.py:name`` or ``package.module:name``.
         opset: ONNX operator set to export to, where the source is not ONNX already.
     """
 

@@ -26,9 +26,10 @@ def read_tables(file: Path) -> Mapping[str, Any]:
     """
     readers = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
     reader = readers.get(file.suffix.lower())
-    if reader is None:
+    if reader is None or file.is_dir():
+        got = "a folder" if file.is_dir() else f"the suffix {file.suffix!r}"
         raise RecipeError(
-            f"expected a recipe ({', '.join(readers)}), got the suffix {file.suffix!r}",
+            f"expected a recipe ({', '.join(readers)}), got {got}",
             where=str(file),
             cure="`edgecompress init MODEL` writes a recipe; `compress` needs none",
         )

@@ -82,6 +82,8 @@ path = {_quoted(path or "calibration.npz")}
 # labels = "labels"           # name of the array of labels in the .npz file
 # validation_share = 0.5
 # batch_size = 16
+# What turns raw images into the input: x * scale + offset, then (x - mean) / std.
+# preprocess = {{ resize = 224, scale = 0.00784314, offset = -1.0 }}
 """
 
 
