@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,62 @@ from edgecompress.model import Model
 from edgecompress.report import write_html, write_json, write_junit
 from edgecompress.report.data import FileRecord, Report
 
-__all__ = ["check_writable", "deliver", "deliver_report", "MANIFEST_SCHEMA"]
+__all__ = ["check_output", "deliver", "deliver_report", "MANIFEST_SCHEMA"]
 
 MANIFEST_SCHEMA = 1
-_OURS = ("model.onnx", "model.onnx.data", "rejected.onnx", "rejected.onnx.data", "manifest.json")
+_REPORT = "report.json"
+_MODELS = ("model.onnx", "model.onnx.data", "rejected.onnx", "rejected.onnx.data", "manifest.json")
+_WRITTEN = (*_MODELS, _REPORT, "report.html", "junit.xml")
 
 
-def check_writable(output: Path) -> None:
-    """Refuse an output folder before hours of work go into it.
+def check_output(output: Path, source: Path) -> None:
+    """Refuse an output folder before hours of work go into it; leaves no trace.
+
+    Args:
+        output: The folder.
+        source: Where the source model lies; it need not be a file.
 
     Raises:
-        OutputError: It is a file, or cannot be written.
+        OutputError: It is a file, cannot be written, or holds files under the names that
+            :func:`deliver` writes that are the user's own or the source itself.
     """
-    if output.exists() and not output.is_dir():
+    cure = "choose another output folder"
+    for folder in (output, *output.parents):
+        if folder.exists() and not folder.is_dir():
+            raise OutputError("is a file, expected a folder", where=str(folder), cure=cure)
+    # An earlier build's files are replaced; a model of the user's own never is.
+    foreign = [] if _is_ours(output) else [n for n in _WRITTEN if (output / n).exists()]
+    if foreign:
         raise OutputError(
-            "is a file, expected a folder", where=str(output), cure="choose another output folder"
+            f"holds {', '.join(foreign)} that no build of edgecompress has written",
+            where=str(output),
+            cure=f"{cure}, or move what is there",
         )
-    with files.folder_aside(output):
-        pass
+    if source.resolve().parent == output.resolve() and source.name in _MODELS:
+        raise OutputError(
+            f"holds the source model, and the build writes {source.name} there",
+            where=str(output),
+            cure=cure,
+        )
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    try:
+        with files.folder_aside(output):
+            pass
+    except OutputError as error:
+        raise OutputError(error.what, where=str(output), cure=error.cure or cure) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made after all, or filled by others meanwhile
+                folder.rmdir()
+
+
+def _is_ours(output: Path) -> bool:
+    """Whether an earlier build of ours wrote its report there."""
+    try:
+        report = json.loads((output / _REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and str(report.get("tool", "")).startswith("edgecompress ")
 
 
 def deliver(output: Path, model: Model, report: Report, manifest: dict[str, Any]) -> Report:
@@ -66,21 +105,17 @@ def deliver_report(output: Path, report: Report) -> None:
 
 
 def _write_report(folder: Path, report: Report) -> None:
-    write_json(report, folder / "report.json")
+    write_json(report, folder / _REPORT)
     write_html(report, folder / "report.html")
     write_junit(report, folder / "junit.xml")
 
 
 def _remove_earlier(output: Path, keep: set[str]) -> None:
-    """Remove files of an earlier build that would contradict this one's report.
-
-    Only where an earlier report of ours lies beside them: a folder may hold the user's own models.
-    """
-    if not (output / "report.json").is_file():
-        return
-    for name in _OURS:
-        if name not in keep:
-            (output / name).unlink(missing_ok=True)
+    """Remove files of an earlier build that would contradict this one's report."""
+    if _is_ours(output):
+        for name in _MODELS:
+            if name not in keep:
+                (output / name).unlink(missing_ok=True)
 
 
 def _record(file: Path) -> dict[str, Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgecompress.calibration import CalibrationSet
 from edgecompress.constraints import Constraints
 from edgecompress.devices.host import host
-from edgecompress.errors import DataError, TargetError, nearest
+from edgecompress.errors import DataError, MeasurementError, ModelError, TargetError, nearest
 from edgecompress.measure import Measurement, measure, random_feeds
 from edgecompress.metrics import Metric, Predict
-from edgecompress.model import Model, Signature
+from edgecompress.model import Model, Signature, TensorSpec
 from edgecompress.progress import Progress, silent
 from edgecompress.report.data import Coverage
 from edgecompress.runtimes import Artifact, Runtime, runtime_class
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Evaluator", "load_target", "MetricFigure"]
+__all__ = ["Evaluator", "MetricFigure", "check_alike", "load_target"]
 
 
 def load_target(name: str, *, base: Path = Path(), **settings: int | None) -> TargetProfile:
@@ -75,6 +76,46 @@ def with_shapes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> 
             )
         known[name] = replace(spec, shape=shape)
     return Signature(tuple(known.values()), signature.outputs)
+
+
+def check_alike(reference: Model, model: Model) -> None:
+    """Refuse two models that cannot be judged against one another on the same rows.
+
+    Raises:
+        ModelError: Their inputs differ, apart from names of free dimensions, or their outputs'
+            names do.
+    """
+    for side in ("inputs", "outputs"):
+        first, second = (getattr(m.signature, side) for m in (reference, model))
+        if side == "inputs":
+            alike = [_fixed(s) for s in first] == [_fixed(s) for s in second]
+        else:
+            alike = {s.name for s in first} == {s.name for s in second}
+        if not alike:
+            raise ModelError(
+                f"the {side} differ: {', '.join(map(str, second))} against "
+                f"{', '.join(map(str, first))}",
+                where=f"{model.path or 'the model'} and {reference.path or 'its reference'}",
+                cure="name a model and the one that it was made of",
+            )
+
+
+def _fixed(spec: TensorSpec) -> tuple[str, str, list[int | None] | None]:
+    dims = None if spec.shape is None else [d if isinstance(d, int) else None for d in spec.shape]
+    return spec.name, spec.dtype, dims
+
+
+@contextmanager
+def _named(models: Iterable[Model], artifacts: Iterable[Path]) -> Iterator[None]:
+    """Name the model in the runtime's errors, not the temporary file that it was given."""
+    try:
+        yield
+    except MeasurementError as error:
+        for model, file in zip(models, artifacts, strict=True):
+            if error.where == str(file):
+                after = f" after {', '.join(model.steps)}" if model.steps else ""
+                error.where = f"{model.path or 'the model'}{after}"
+        raise
 
 
 @dataclass(frozen=True)
@@ -126,20 +167,27 @@ class Evaluator:
         return self.profile.reachable(host())
 
     def check(self, model: Model) -> None:
-        """Refuse a model that the target's runtime cannot run.
+        """Refuse a model that the target's runtime cannot run, or that nothing can be fed to.
 
         Raises:
             TargetError: Names every operator that is not supported.
+            DataError: There are no rows, and none can be made up.
         """
         refused = self.runtime.unsupported(model)
         if refused:
-            first = "; ".join(f"{u.op} ({u.node}): {u.reason}" for u in refused[:5])
+            first = "; ".join(f"{f'{u.op} {u.node}'.strip()}: {u.reason}" for u in refused[:5])
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise TargetError(
                 f"{self.profile.runtime} cannot run {len(refused)} of its nodes: {first}{more}",
                 where=f"target {self.profile.name!r}",
                 cure="choose another target, or export the model without these operators",
             )
+        if self.reachable[0]:
+            try:
+                self.feeds(model)
+            except DataError as error:
+                cure = "name rows to run it on: a [data] table in the recipe, or --data"
+                raise DataError(error.what, where=error.where, cure=cure) from error
 
     def file(self, model: Model) -> Path:
         """The model as the file that the runtime loads, in a temporary folder."""
@@ -156,17 +204,24 @@ class Evaluator:
         cores = {"threads": host().physical_cores or host().logical_cores}
         settings = self.profile.measurement.model_copy(update=cores)
         profile = self.profile.model_copy(update={"measurement": settings})
-        return self.runtime.session(Artifact((self.file(model),)), profile).run
+        with _named([model], [file := self.file(model)]):
+            run = self.runtime.session(Artifact((file,)), profile).run
 
-    def judge(self, model: Model, reference: Model) -> MetricFigure | None:
-        """The metric on the validation rows, or None where there is none.
+        def outputs(feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+            with _named([model], [file]):
+                return run(feeds)
+
+        return outputs
+
+    def judge(self, model: Model, reference: Model) -> MetricFigure:
+        """The metric on the validation rows.
 
         Raises:
             DataError: The data do not suit the metric.
             MeasurementError: The runtime cannot run the model.
         """
         if self.metric is None or self.data is None:
-            return None
+            raise ValueError("there is no metric, or there are no rows to judge on")
         against = self.predict(reference) if self.metric.needs_reference else None
         result = self.metric.evaluate(
             self.predict(model), self.data, reference=against, progress=self.progress
@@ -207,7 +262,11 @@ class Evaluator:
             for dim in (spec.shape or ())[:1]
             if isinstance(dim, str)
         }
-        return random_feeds(signature, dims)
+        try:
+            return random_feeds(signature, dims)
+        except DataError as error:
+            cure = "give its whole shape, such as --shape x=1x3x224x224"
+            raise DataError(error.what, where=error.where, cure=cure) from error
 
     def not_run(self, model: Model, reason: str) -> Measurement:
         """What is known of a model that was not run: its size, and why."""
@@ -225,14 +284,13 @@ class Evaluator:
         Raises:
             MeasurementError: A model could not be run.
         """
-        first = next(iter(models.values()))
-        return measure(
-            {label: self.file(model) for label, model in models.items()},
-            self.profile,
-            self.feeds(first) if feeds is None else feeds,
-            reference=reference,
-            progress=self.progress,
-        )
+        artifacts = {label: self.file(model) for label, model in models.items()}
+        if feeds is None:
+            feeds = self.feeds(next(iter(models.values()))) if self.reachable[0] else {}
+        with _named(models.values(), artifacts.values()):
+            return measure(
+                artifacts, self.profile, feeds, reference=reference, progress=self.progress
+            )
 
     def coverage(self, model: Model, claimed: Sequence[str]) -> Coverage | None:
         """How many of the claimed nodes the runtime runs on integers; None where none are."""

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgecompress import files
-from edgecompress.errors import InputError
+from edgecompress.errors import InputError, OutputError
 from edgecompress.graph_pass import Applied, Change, Skip
 from edgecompress.model import Model
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
 __all__ = ["StepCache", "digest_of", "versions"]
 
+_FACTS, _MODEL = "manifest.json", "model.onnx"  # manifest.json moves in last: see files
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -52,32 +58,33 @@ def digest_of(**parts: Any) -> str:
 
 
 class StepCache:
-    """A folder of results; with ``folder=None`` it remembers nothing."""
+    """A folder of results; with ``folder=None`` it remembers nothing.
+
+    What something outside of us has damaged counts as absent, and is written again.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def has_step(self, key: str) -> bool:
-        """Whether a step's result is there."""
-        return self._folder is not None and (self._folder / key / "manifest.json").is_file()
-
     def step(self, key: str, base: Model) -> Applied | None:
-        """A step's result, or None where it is not there or cannot be read.
+        """A step's result, or None where it is not there or is damaged.
 
         Args:
             key: See :func:`digest_of`.
             base: The model that went into the step; returned where the step changed nothing.
         """
-        if self._folder is None or not self.has_step(key):
+        if self._folder is None:
             return None
         place = self._folder / key
         try:
-            facts = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+            facts = json.loads((place / _FACTS).read_text(encoding="utf-8"))
             model = base
-            if facts["has_model"]:
-                model = Model.load(place / "model.onnx")
+            if facts["digest"] is not None:
+                model = Model.load(place / _MODEL)
                 model.path = base.path
                 model.steps = (*base.steps, facts["step"])
+                if model.digest != facts["digest"]:
+                    return None
             return Applied(
                 model=model,
                 changed=tuple(Change(**c) for c in facts["changed"]),
@@ -86,36 +93,56 @@ class StepCache:
                 notes=facts["notes"],
             )
         except (OSError, ValueError, KeyError, TypeError, InputError):
-            # Damaged by something outside of us; the step is simply run again.
-            shutil.rmtree(place, ignore_errors=True)
             return None
 
     def keep_step(self, key: str, name: str, base: Model, applied: Applied) -> None:
-        """Keep a step's result."""
+        """Keep a step's result.
+
+        Raises:
+            OutputError: The folder cannot be written, or the disk is full.
+        """
         if self._folder is None:
             return
+        changed = applied.model is not base
         facts = {
             "step": name,
-            "has_model": applied.model is not base,
+            "digest": applied.model.digest if changed else None,
             "changed": [asdict(c) for c in applied.changed],
             "skipped": [asdict(s) for s in applied.skipped],
             "claimed": list(applied.claimed),
             "notes": dict(applied.notes),
         }
-        with files.folder_aside(self._folder / key) as aside:
-            if facts["has_model"]:
-                applied.model.save(aside / "model.onnx")
-            (aside / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+        with _kept_in(self._folder), files.folder_aside(self._folder / key) as aside:
+            if changed:
+                applied.model.save(aside / _MODEL)
+            (aside / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
-    def value(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Plain data under ``key``: read, or computed and kept."""
+    def value(self, key: str, kind: type[T], compute: Callable[[], T]) -> T:
+        """A flat dataclass under ``key``: read, or computed and kept.
+
+        Raises:
+            OutputError: The folder cannot be written, or the disk is full.
+        """
         if self._folder is None:
             return compute()
         file = self._folder / f"{key}.json"
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return found
-        except (OSError, ValueError):
+            return kind(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             computed = compute()
-            files.write_text(file, json.dumps(computed))
+            with _kept_in(self._folder):
+                files.write_text(file, json.dumps(asdict(computed)))
             return computed
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Say that it is the cache that cannot be written, where it cannot."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(
+            f"finished steps cannot be kept: {error.what}",
+            where=str(folder),
+            cure="name another folder in [build] cache, or build with --no-cache",
+        ) from error
