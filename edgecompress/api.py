@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.errors import DataError, ModelError, OutputError
+from edgecompress.errors import DataError, ModelError, OutputError, RecipeError
 from edgecompress.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ __all__ = [
 ]
 
 StrPath = str | os.PathLike[str]
+
+_AGAINST_REFERENCE = ("latency_ratio", "size_ratio", "metric_drop")
 
 
 def init(
@@ -315,10 +317,10 @@ def validate(
         progress: Told how far the work is.
 
     Raises:
-        InputError: Something cannot be used.
+        InputError: Something cannot be used, or is missing for one of the budgets.
         MeasurementError: The runtime cannot run the model.
     """
-    from edgecompress.evaluation import Evaluator, load_target
+    from edgecompress.evaluation import Evaluator, check_alike, load_target
     from edgecompress.qdq import quantized_layers
     from edgecompress.recipe import make_budget
     from edgecompress.results import ValidationResult
@@ -326,8 +328,11 @@ def validate(
     from edgecompress.verdicts import Found, judge_budgets
 
     limits = make_budget(budgets).limits()
+    _check_comparable(limits, reference, data)
     judged = load(model).model
     against = None if reference is None else load(reference).model
+    if against is not None:
+        check_alike(against, judged)
     rows, judge = _validation(data, metric, judged)
     with Evaluator(load_target(target), rows, judge, progress) as evaluator:
         evaluator.check(judged)
@@ -363,6 +368,23 @@ def validate(
         )
 
 
+def _check_comparable(
+    limits: Mapping[str, float], reference: StrPath | None, data: StrPath | None
+) -> None:
+    """Refuse budgets that say how far to depart from the float model, where it is not named."""
+    for name in _AGAINST_REFERENCE:
+        lacking = ["--reference FLOAT.onnx"] if reference is None else []
+        lacking += ["--data"] if name == "metric_drop" and data is None else []
+        if name in limits and lacking:
+            raise RecipeError(
+                "compares with the float model, which is not named"
+                if reference is None
+                else "compares with the float model, and no rows are named to do it on",
+                where=f"budget {name!r}",
+                cure=f"add {' and '.join(lacking)}, or leave the budget out",
+            )
+
+
 def compare(
     a: StrPath,
     b: StrPath,
@@ -383,22 +405,16 @@ def compare(
         progress: Told how far the work is.
 
     Raises:
-        InputError: Something cannot be used, or the models' inputs differ.
+        InputError: Something cannot be used, or the models' inputs or outputs differ.
         MeasurementError: The runtime cannot run one of the models.
     """
     from edgecompress.comparison import compare_nodes
-    from edgecompress.evaluation import Evaluator, load_target
+    from edgecompress.evaluation import Evaluator, check_alike, load_target
     from edgecompress.results import Comparison, NodeSqnr
     from edgecompress.sources import load
 
     first, second = load(a).model, load(b).model
-    if first.signature.inputs != second.signature.inputs:
-        raise ModelError(
-            f"the inputs differ: {', '.join(map(str, first.signature.inputs))} against "
-            f"{', '.join(map(str, second.signature.inputs))}",
-            where=f"{os.fspath(a)}, {os.fspath(b)}",
-            cure="compare a model with what was made of it",
-        )
+    check_alike(first, second)
     rows, judge = _validation(data, metric, first, batch_size)
     if rows is None or judge is None:
         raise DataError("names no rows to compare on", where=os.fspath(data))
@@ -412,8 +428,8 @@ def compare(
         b=os.fspath(b),
         rows=rows.validation_rows,
         metric=judge.name,
-        metric_a=figures[0].value if figures[0] else 0.0,
-        metric_b=figures[1].value if figures[1] else 0.0,
+        metric_a=figures[0].value,
+        metric_b=figures[1].value,
         size_bytes_a=first.size_bytes,
         size_bytes_b=second.size_bytes,
         outputs=[n for n, e in zip(listed, nodes, strict=True) if e.value in ends],
