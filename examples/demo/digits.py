@@ -1,7 +1,7 @@
 """A small CNN for scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 pixels.
 
-``python digits.py`` trains it in seconds and saves weights and data; ``digits.py:model`` in a recipe
-names the function that builds it again from the saved weights.
+``python digits.py`` trains it in seconds and saves weights and data; ``digits.py:model`` in a
+recipe names the function that builds it again from the saved weights.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def scans() -> tuple[Tensor, Tensor]:
 def train() -> None:
     """Train on 1,297 scans; keep 500 that the network never saw for validation."""
     torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # so small a network gains nothing from more
     images, labels = scans()
     seen = len(images) - 500
     net = network()
@@ -60,10 +61,10 @@ def train() -> None:
     )
     net.train()
     for _ in range(EPOCHS):
-        for rows in torch.randperm(seen).split(64):
+        for rows in torch.split(torch.randperm(seen), 64):
             loss = nn.functional.cross_entropy(net(images[rows]), labels[rows])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     net.eval()
