@@ -58,7 +58,7 @@ def run(*, quick: bool) -> Outcome:
     counts = (16, 64) if quick else (100, 400)
     outcome = Outcome({})
     _memory(outcome, counts)
-    _time(outcome, counts[0], repeats=2 if quick else 7)
+    _time(outcome, counts[0], repeats=2 if quick else 5)
     return outcome
 
 

@@ -16,10 +16,7 @@ from edgecompress.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
-    from edgecompress.calibration import CalibrationSet
     from edgecompress.catalogue import PassDescription, TargetDescription
-    from edgecompress.metrics import Metric
-    from edgecompress.model import Model
     from edgecompress.recipe import Recipe
     from edgecompress.report.data import Report
     from edgecompress.results import (
@@ -233,9 +230,10 @@ def compress(
         BuildError: A step failed; the output folder holds the report, and no model.
     """
     from edgecompress import pipeline
+    from edgecompress.data_options import data_table
     from edgecompress.recipe import Recipe
 
-    table = _data_table(data, validation, labels, preprocess)
+    table = data_table(data, validation, labels, preprocess)
     recipe = Recipe.from_options(
         os.fspath(model),
         passes,
@@ -320,6 +318,7 @@ def validate(
         InputError: Something cannot be used, or is missing for one of the budgets.
         MeasurementError: The runtime cannot run the model.
     """
+    from edgecompress.data_options import validation_rows
     from edgecompress.evaluation import Evaluator, check_alike, load_target
     from edgecompress.qdq import quantized_layers
     from edgecompress.recipe import make_budget
@@ -333,7 +332,7 @@ def validate(
     against = None if reference is None else load(reference).model
     if against is not None:
         check_alike(against, judged)
-    rows, judge = _validation(data, metric, judged)
+    rows, judge = validation_rows(data, metric, judged)
     with Evaluator(load_target(target), rows, judge, progress) as evaluator:
         evaluator.check(judged)
         models = {"model": judged} if against is None else {"reference": against, "model": judged}
@@ -409,13 +408,14 @@ def compare(
         MeasurementError: The runtime cannot run one of the models.
     """
     from edgecompress.comparison import compare_nodes
+    from edgecompress.data_options import validation_rows
     from edgecompress.evaluation import Evaluator, check_alike, load_target
     from edgecompress.results import Comparison, NodeSqnr
     from edgecompress.sources import load
 
     first, second = load(a).model, load(b).model
     check_alike(first, second)
-    rows, judge = _validation(data, metric, first, batch_size)
+    rows, judge = validation_rows(data, metric, first, batch_size)
     if rows is None or judge is None:
         raise DataError("names no rows to compare on", where=os.fspath(data))
     with Evaluator(load_target("host"), rows, judge, progress) as evaluator:
@@ -436,80 +436,6 @@ def compare(
         nodes=listed,
         unmatched=unmatched,
     )
-
-
-def _data_table(
-    data: StrPath | None,
-    validation: StrPath | None,
-    labels: str | None,
-    preprocess: Mapping[str, Any] | None,
-) -> dict[str, Any] | None:
-    """The ``[data]`` table that options stand for, with paths from the current folder."""
-    from edgecompress.recipe import load_recipe
-    from edgecompress.recipe_files import is_recipe
-
-    if data is None:
-        if validation is not None or labels is not None:
-            raise DataError(
-                "there are no rows to calibrate on", where="--data", cure="name them with --data"
-            )
-        return None
-    if is_recipe(data):
-        recipe = load_recipe(data)
-        if recipe.data is None:
-            raise DataError("the recipe has no [data] table", where=os.fspath(data))
-        return _from_here(recipe.data.model_dump(exclude_none=True), recipe.base)
-    table: dict[str, Any] = {}
-    rows = {"path": os.fspath(data), **({} if labels is None else {"labels": labels})}
-    if validation is None:
-        table.update(rows)
-    else:
-        table["calibration"] = rows
-        table["validation"] = {**rows, "path": os.fspath(validation)}
-    if preprocess is not None:
-        table["preprocess"] = dict(preprocess)
-    return table
-
-
-def _from_here(table: dict[str, Any], base: Path) -> dict[str, Any]:
-    """A ``[data]`` table whose relative paths start from the current folder, not from ``base``."""
-    from edgecompress.references import is_reference
-
-    for rows in (table, table.get("calibration"), table.get("validation")):
-        path = None if rows is None else rows.get("path")
-        if rows is not None and path is not None and (not is_reference(path) or ".py:" in path):
-            rows["path"] = os.fspath(base / path)
-    return table
-
-
-def _validation(
-    data: StrPath | None, metric: str | None, model: Model, batch_size: int = 16
-) -> tuple[CalibrationSet | None, Metric | None]:
-    """Validation rows and metric, from a recipe or from a path whose rows all validate."""
-    from edgecompress.calibration import CalibrationSet, DataSpec, RowsSpec
-    from edgecompress.metrics import MetricSpec, make_metric
-    from edgecompress.recipe import load_recipe
-    from edgecompress.recipe_files import is_recipe
-
-    if data is None:
-        if metric is not None:
-            raise DataError(
-                f"the metric {metric!r} needs rows", where="--metric", cure="name them with --data"
-            )
-        return None, None
-    chosen = None if metric is None else MetricSpec(name=metric)
-    base, spec = Path(), DataSpec(validation=RowsSpec(path=os.fspath(data)), batch_size=batch_size)
-    seed = 0
-    if is_recipe(data):
-        recipe = load_recipe(data)
-        if recipe.data is None:
-            raise DataError("the recipe has no [data] table", where=os.fspath(data))
-        base, spec, seed = recipe.base, recipe.data, recipe.build.seed
-        chosen = chosen or recipe.metric
-    rows = CalibrationSet.open(spec, model.signature, base=base, seed=seed)
-    judge = make_metric(chosen, base=base, data=rows)
-    judge.check(rows)
-    return rows, judge
 
 
 def targets(name: str | None = None) -> list[TargetDescription]:

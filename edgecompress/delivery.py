@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["check_output", "deliver", "deliver_report", "MANIFEST_SCHEMA"]
 MANIFEST_SCHEMA = 1
 _REPORT = "report.json"
 _MODELS = ("model.onnx", "model.onnx.data", "rejected.onnx", "rejected.onnx.data", "manifest.json")
+_CURE = "choose another output folder"
 _WRITTEN = (*_MODELS, _REPORT, "report.html", "junit.xml")
 
 
@@ -32,30 +34,27 @@ def check_output(output: Path, source: Path) -> None:
         OutputError: It is a file, cannot be written, or holds files under the names that
             :func:`deliver` writes that are the user's own or the source itself.
     """
-    cure = "choose another output folder"
     for folder in (output, *output.parents):
         if folder.exists() and not folder.is_dir():
-            raise OutputError("is a file, expected a folder", where=str(folder), cure=cure)
+            raise OutputError("is a file, expected a folder", where=str(folder), cure=_CURE)
     # An earlier build's files are replaced; a model of the user's own never is.
     foreign = [] if _is_ours(output) else [n for n in _WRITTEN if (output / n).exists()]
     if foreign:
         raise OutputError(
             f"holds {', '.join(foreign)} that no build of edgecompress has written",
             where=str(output),
-            cure=f"{cure}, or move what is there",
+            cure=f"{_CURE}, or move what is there",
         )
     if source.resolve().parent == output.resolve() and source.name in _MODELS:
         raise OutputError(
             f"holds the source model, and the build writes {source.name} there",
             where=str(output),
-            cure=cure,
+            cure=_CURE,
         )
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
-        with files.folder_aside(output):
+        with _aside(output):
             pass
-    except OutputError as error:
-        raise OutputError(error.what, where=str(output), cure=error.cure or cure) from error
     finally:
         for folder in made:
             with contextlib.suppress(OSError):  # not made after all, or filled by others meanwhile
@@ -82,7 +81,7 @@ def deliver(output: Path, model: Model, report: Report, manifest: dict[str, Any]
     """
     passed = report.status == "passed"
     name = "model.onnx" if passed else "rejected.onnx"
-    with files.folder_aside(output) as aside:
+    with _aside(output) as aside:
         written = [FileRecord(**_record(file)) for file in model.save(aside / name)]
         report = report.model_copy(update={"files": written})
         _write_report(aside, report)
@@ -99,9 +98,19 @@ def deliver_report(output: Path, report: Report) -> None:
     Raises:
         OutputError: The folder cannot be written, or the disk is full.
     """
-    with files.folder_aside(output) as aside:
+    with _aside(output) as aside:
         _write_report(aside, report)
         _remove_earlier(output, keep=set())
+
+
+@contextlib.contextmanager
+def _aside(output: Path) -> Iterator[Path]:
+    """See :func:`files.folder_aside`; errors name the folder, not a temporary file in it."""
+    try:
+        with files.folder_aside(output) as aside:
+            yield aside
+    except OutputError as error:
+        raise OutputError(error.what, where=str(output), cure=error.cure or _CURE) from error
 
 
 def _write_report(folder: Path, report: Report) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -137,6 +138,7 @@ def _layer(node: ir.Node) -> LayerInfo | None:
     )
 
 
+@cache
 def _compressing_passes(op_type: str) -> list[str]:
     return [
         name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from math import isinf
 from pathlib import Path
 
 from edgecompress.build_report import build_report, error_report, manifest
@@ -25,7 +26,7 @@ from edgecompress.recipe import Recipe
 from edgecompress.report.data import Report
 from edgecompress.results import Plan, PlannedStep
 from edgecompress.sources import load
-from edgecompress.step_cache import StepCache, digest_of
+from edgecompress.step_cache import StepCache, code_of, digest_of
 from edgecompress.target import TargetProfile
 from edgecompress.verdicts import Found, judge_budgets
 
@@ -52,6 +53,7 @@ def build(
 
     Raises:
         InputError: Something that the recipe names cannot be used. Nothing was written.
+        ExportMismatchError: The source does not compute the same as ONNX. Nothing was written.
         BuildError: A step failed; the output folder holds the report, and no model.
     """
     folder = recipe.output if output is None else output
@@ -166,7 +168,14 @@ def _profile(recipe: Recipe) -> TargetProfile:
 
 
 def _run_steps(state: BuildState) -> None:
-    state.steps.append(Step(SOURCE, state.source, SOURCE, figure=_judge(state, state.source)))
+    figure = _judge(state, state.source)
+    if figure is not None and isinf(figure.value) and state.recipe.budget.metric_drop is not None:
+        raise RecipeError(
+            "the float model's metric is infinite, so that it drops without limit at any change",
+            where="budget.metric_drop",
+            cure="use another metric, such as 'cosine'",
+        )
+    state.steps.append(Step(SOURCE, state.source, SOURCE, figure=figure))
     passes = state.recipe.passes
     for number, step in enumerate(passes):
         state.progress(f"step {step.name}", number, len(passes))
@@ -239,6 +248,7 @@ def _key(step: Pass, model: Model, evaluator: Evaluator, seed: int) -> str:
     constraints["int8_ops"] = sorted(evaluator.constraints.int8_ops)
     return digest_of(
         step=step.name,
+        code=code_of(type(step)),
         options=step.options(),
         model=model.digest,
         data=data.digest if data is not None and step.needs == "data" else None,

@@ -98,6 +98,10 @@ class BudgetSpec(_Table):
         return {name: value for name, value in self if value is not None}
 
 
+class _BudgetTable(_Table):
+    budget: BudgetSpec
+
+
 class BuildSpec(_Table):
     """Where the results go, and what the build keeps.
 
@@ -277,10 +281,11 @@ def make_budget(limits: Mapping[str, float]) -> BudgetSpec:
     Raises:
         RecipeError: An unknown name, or a limit that is no positive number.
     """
+    tables = {"budget": dict(limits)}  # as in a recipe, so that errors name the table
     try:
-        return BudgetSpec.model_validate(dict(limits))
+        return _BudgetTable.model_validate(tables).budget
     except ValidationError as error:
-        raise refuse(explain(error, BudgetSpec, limits), "budget") from error
+        raise refuse(explain(error, _BudgetTable, tables), None) from error
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

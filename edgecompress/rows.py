@@ -211,6 +211,10 @@ class _Archive(Mapping[str, Column]):
             self._names = tuple(archive.files)
 
     def _load(self, stream: BinaryIO) -> Any:
+        # numpy takes a file that is no archive for a pickle, and advises to allow those.
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("it is no .npz archive")
+        stream.seek(0)
         loaded = np.load(stream, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise ValueError("it is no .npz archive")

@@ -8,6 +8,7 @@ interrupted build goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
-__all__ = ["StepCache", "digest_of", "versions"]
+__all__ = ["StepCache", "code_of", "digest_of", "source_files", "versions"]
 
 _FACTS, _MODEL = "manifest.json", "model.onnx"  # manifest.json moves in last: see files
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -41,14 +42,26 @@ def versions() -> dict[str, str]:
     return {"edgecompress": __version__, **{name: version(name) for name in _LIBRARIES}}
 
 
+def source_files() -> list[Path]:
+    """All Python files of this package, passes included."""
+    folder = Path(__file__).parent
+    return sorted({*folder.rglob("*.py"), *(folder / "passes").glob("*.py")})
+
+
 @cache
 def _source_digest() -> str:
     """SHA-256 of this package's own source, so that a changed pass never meets an old result."""
     sha = hashlib.sha256()
-    folder = Path(__file__).parent
-    for file in sorted((*folder.rglob("*.py"), *(folder / "passes").resolve().glob("*.py"))):
+    for file in source_files():
         sha.update(file.read_bytes())
     return sha.hexdigest()
+
+
+@cache
+def code_of(cls: type) -> str:
+    """SHA-256 of the file that defines a class: passes may come from other packages."""
+    file = inspect.getsourcefile(cls)
+    return "" if file is None else files.sha256_file(Path(file))
 
 
 def digest_of(**parts: Any) -> str:

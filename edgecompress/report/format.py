@@ -154,7 +154,7 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return brief(number(value))
+        return brief(number(value, 6))
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and value:

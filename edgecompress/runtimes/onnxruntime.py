@@ -72,7 +72,9 @@ class OnnxRuntime(Runtime):
                 continue
             version = node.version or model.ir.opset_imports.get(node.domain, 1)
             if reason := _refusal(domain, node.op_type, version, kernels):
-                refused.append(Unsupported(node.name or "", node.op_type, reason))
+                refused.append(
+                    Unsupported(node.name or node.outputs[0].name or "", node.op_type, reason)
+                )
         return refused
 
     def prepare(self, model: Model, folder: Path) -> Artifact:
