@@ -1,4 +1,4 @@
-"""Rewrite rules of the cleanup pass: onnxscript's own, guarded, and one of ours.
+"""Rewrite rules of the cleanup pass: onnxscript's own, guarded, and two of ours.
 
 Every rule runs through :class:`GuardedRule`, which asks whether the matched nodes may be touched,
 keeps the name of the node that goes on, and notes what was done.
@@ -117,12 +117,13 @@ def simplify_rules() -> list[GuardedRule]:
         GuardedRule(common.remove_optional_bias_from_conv_transpose_rule, "its bias is zero"),
         GuardedRule(common.remove_optional_bias_from_gemm_rule, "its bias is zero"),
         GuardedRule(common.matmul_add_to_gemm_rule, "joined with its bias to a Gemm", _adds_a_bias),
-        GuardedRule(_mean_over_space(), "became GlobalAveragePool, which has an integer kernel"),
+        GuardedRule(_rule(MergeSlices), "joined with the Slice before it"),
+        GuardedRule(_rule(MeanOverSpace), "became GlobalAveragePool, which has an integer kernel"),
     ]
 
 
-def _mean_over_space() -> RewriteRule:
-    rule: RewriteRule = MeanOverSpace.rule()  # type: ignore[no-untyped-call]
+def _rule(kind: type[RewriteRuleClassBase]) -> RewriteRule:
+    rule: RewriteRule = kind.rule()  # type: ignore[no-untyped-call]
     return rule
 
 
@@ -205,3 +206,61 @@ def _axes(node: ir.Node | None) -> list[int] | None:
     if value is None or value.const_value is None:
         return None
     return [int(axis) for axis in value.const_value.numpy()]
+
+
+class MergeSlices(RewriteRuleClassBase):
+    """Two constant Slices over different axes, as in ``x[:, :, ::2, ::2]``, become one.
+
+    ::
+
+        Slice(Slice(x, axes=[2]), axes=[3])  ->  Slice(x, axes=[2, 3])
+    """
+
+    def pattern(self, op: Any, x: ir.Value) -> Any:
+        """A Slice of a Slice, with any other inputs."""
+        inner = op.Slice(x, _allow_other_inputs=True, _outputs=["inner"])
+        return op.Slice(inner, _allow_other_inputs=True, _outputs=["outer"])
+
+    def check(  # type: ignore[override]
+        self, context: Any, x: ir.Value, inner: ir.Value, outer: ir.Value, **_: Any
+    ) -> MatchResult:
+        """Constant bounds, and no axis in both."""
+        result = MatchResult()
+        first, second = _bounds(inner.producer()), _bounds(outer.producer())
+        if first is None or second is None:
+            return result.fail("bounds or axes are not constant")
+        if not set(first[2]).isdisjoint(second[2]):
+            return result.fail("an axis is sliced twice")
+        return result
+
+    def rewrite(self, op: Any, x: ir.Value, inner: ir.Value, outer: ir.Value, **_: Any) -> ir.Value:
+        """One Slice with the bounds of both."""
+        first, second = _bounds(inner.producer()), _bounds(outer.producer())
+        assert first is not None
+        assert second is not None
+        inputs = [
+            op.initializer(ir.tensor(np.array(a + b, np.int64), name=f"{outer.name}_{what}"))
+            for what, a, b in zip(("starts", "ends", "axes", "steps"), first, second, strict=True)
+        ]
+        merged: ir.Value = op.Slice(x, *inputs)
+        return merged
+
+
+def _bounds(node: ir.Node | None) -> tuple[list[int], ...] | None:
+    """Starts, ends, axes and steps of a Slice whose bounds are constant inputs; axes from 0."""
+    if node is None or len(node.inputs) < 3 or node.inputs[0] is None:
+        return None
+    found: list[list[int]] = []
+    for value in node.inputs[1:]:
+        if value is None or value.const_value is None:
+            return None
+        found.append([int(v) for v in value.const_value.numpy()])
+    if len(found) < 3:
+        found.append(list(range(len(found[0]))))
+    if len(found) < 4:
+        found.append([1] * len(found[0]))
+    rank = None if node.inputs[0].shape is None else len(node.inputs[0].shape)
+    if rank is None and any(axis < 0 for axis in found[2]):
+        return None
+    found[2] = [axis + (rank or 0) if axis < 0 else axis for axis in found[2]]
+    return tuple(found)

@@ -453,3 +453,35 @@ def test_any_graph_computes_the_same_and_a_second_run_changes_nothing(model: Mod
     assert_equal(model, applied.model, feeds_for(model), 1e-6)
     assert applied.notes["nodes_after"] <= applied.notes["nodes_before"]
     assert clean(applied.model).model is applied.model
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "slices"),
+    [
+        pytest.param((0, 99, 2, 2), (1, 6, -1, 1), 1, id="other axes"),
+        pytest.param((4, -99, 2, -1), (0, 99, 3, 3), 1, id="backwards"),
+        pytest.param((0, 99, 2, 2), (0, 2, 2, 1), 2, id="the same axis"),
+        pytest.param((0, 99, 3, 2), (0, 2, -1, 1), 2, id="the same axis, from the end"),
+    ],
+)
+def test_slices_over_different_axes_become_one(
+    first: tuple[int, int, int, int], second: tuple[int, int, int, int], slices: int
+) -> None:
+    bounds = {
+        f"{name}{place}": np.array([value])
+        for place, values in enumerate((first, second))
+        for name, value in zip(("start", "end", "axis", "step"), values, strict=True)
+    }
+    arguments = ", ".join(f"int64[1] {name}" for name in bounds)
+    model = from_text(
+        f"""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, 3, 5, 7] x, {arguments}) => (float[N, 3, a, b] y)
+        {{ part = Slice(x, start0, end0, axis0, step0)
+           y = Slice(part, start1, end1, axis1, step1) }}
+        """,
+        **bounds,
+    )
+    applied = clean(model)
+    assert ops(applied.model) == {"Slice": slices}
+    assert_equal(model, applied.model, feeds_for(model), 0)
