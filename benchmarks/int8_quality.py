@@ -169,8 +169,7 @@ def _latency(
 ) -> dict[str, dict[str, Any]]:
     """Latency of each file and its ratios, medians over repeated measurements.
 
-    The ratio to onnxruntime's fastest comes from runs of its own, in which that file is the
-    reference, so it is a median of paired blocks as well.
+    All files take turns in the same runs, so the ratio of two is that of their ratios to float.
     """
     from edgecompress.measure import measure
 
@@ -188,11 +187,9 @@ def _latency(
         for name in files
     }
     fastest = min((n for n in files if n in PEERS), key=lambda n: found[n]["latency_to_float"])
-    pair = {name: files[name] for name in (fastest, OURS)}
-    again = [
-        measure(pair, profile, feeds, reference=fastest, operators=False) for _ in range(repeats)
-    ]
-    found[OURS]["latency_to_fastest_peer"] = _median(run[OURS].latency_ratio for run in again)
+    found[OURS]["latency_to_fastest_peer"] = _median(
+        (run[OURS].latency_ratio or 1.0) / (run[fastest].latency_ratio or 1.0) for run in runs
+    )
     found[OURS]["fastest_peer"] = fastest
     return found
 

@@ -88,6 +88,7 @@ class Conditions(_Record):
     """Under what conditions a measurement was taken.
 
     ``quiet`` is false where the machine was busy or its speed changed; ``noise_note`` says how.
+    ``cpus`` are the processors that all files were pinned to, empty where the system cannot pin.
     """
 
     cpu: str
@@ -96,6 +97,7 @@ class Conditions(_Record):
     runtime_version: str
     provider: str
     threads: int
+    cpus: tuple[int, ...] = ()
     inputs: dict[str, list[int]]
     quiet: bool
     noise_note: str | None = None
@@ -256,6 +258,7 @@ def _conditions(
         runtime_version=trial.loaded["version"],
         provider=profile.provider,
         threads=profile.measurement.threads,
+        cpus=tuple(trial.loaded["cpus"]),
         inputs={name: list(array.shape) for name, array in feeds.items()},
         quiet=not noise,
         noise_note="; ".join(noise) or None,

@@ -25,7 +25,7 @@ from edgecompress.progress import Progress, silent
 from edgecompress.recipe import Recipe
 from edgecompress.report.data import Report
 from edgecompress.results import Plan, PlannedStep
-from edgecompress.sources import load
+from edgecompress.sources import Loaded, load
 from edgecompress.step_cache import StepCache, code_of, digest_of
 from edgecompress.target import TargetProfile
 from edgecompress.verdicts import Found, judge_budgets
@@ -58,11 +58,14 @@ def build(
     """
     folder = recipe.output if output is None else output
     check_output(folder, recipe.base / recipe.source.model)
-    model, data, metric = _open(recipe, progress)
+    loaded, data, metric = _open(recipe, progress)
     with Evaluator(_profile(recipe), data, metric, progress) as evaluator:
-        evaluator.check(model)
+        evaluator.check(loaded.model)
         cache = StepCache(recipe.cache if use_cache else None)
-        state = BuildState(recipe, folder, model, evaluator, cache, progress)
+        state = BuildState(recipe, folder, loaded.model, evaluator, cache, progress)
+        if loaded.export_error is not None:
+            error = f"{loaded.export_error:.1e}"
+            state.notes.append(f"exported; largest relative error against torch: {error}")
         try:
             _run_steps(state)
             return _finish(state)
@@ -79,7 +82,8 @@ def plan(recipe: Recipe, *, output: Path | None = None, use_cache: bool = True) 
     """
     folder = recipe.output if output is None else output
     check_output(folder, recipe.base / recipe.source.model)
-    model, data, metric = _open(recipe, silent)
+    loaded, data, metric = _open(recipe, silent)
+    model = loaded.model
     cache = StepCache(recipe.cache if use_cache else None)
     with Evaluator(_profile(recipe), data, metric) as evaluator:
         evaluator.check(model)
@@ -113,9 +117,15 @@ def _planned(
     return steps
 
 
-def _open(recipe: Recipe, progress: Progress) -> tuple[Model, CalibrationSet | None, Metric | None]:
+def _open(
+    recipe: Recipe, progress: Progress
+) -> tuple[Loaded, CalibrationSet | None, Metric | None]:
     loaded = load(
-        recipe.source.model, base=recipe.base, opset=recipe.source.opset, progress=progress
+        recipe.source.model,
+        base=recipe.base,
+        opset=recipe.source.opset,
+        dynamic_batch=recipe.source.dynamic_batch,
+        progress=progress,
     )
     data = None
     if recipe.data is not None:
@@ -127,7 +137,7 @@ def _open(recipe: Recipe, progress: Progress) -> tuple[Model, CalibrationSet | N
     if data is not None and data.validation_rows:
         metric = make_metric(recipe.metric, base=recipe.base, data=data)
         metric.check(data)
-    return loaded.model, data, metric
+    return loaded, data, metric
 
 
 def _check_rows(recipe: Recipe, data: CalibrationSet | None) -> None:

@@ -50,10 +50,12 @@ class SourceSpec(_Table):
         model: An ``.onnx`` or ``.pt2`` file, or a Python callable that returns a torch module and
             example inputs: ``file.py:name`` or ``package.module:name``.
         opset: ONNX operator set to export to, where the source is not ONNX already.
+        dynamic_batch: Export with a free batch size; false keeps that of the example inputs.
     """
 
     model: Annotated[str, Field(min_length=1)]
     opset: Annotated[int, Field(ge=13, le=25)] = 20
+    dynamic_batch: bool = True
 
 
 class TargetSpec(_Table):

@@ -61,7 +61,7 @@ class Quantize(Pass):
 
     method: RangeMethod = "mse"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.999
-    weight_method: Literal["mse", "minmax"] = "minmax"
+    weight_method: Literal["mse", "minmax"] = "mse"
     per_channel: bool | None = None
     bias_correction: bool = True
     bias_rows: Annotated[int, Field(ge=1)] = 64

@@ -87,6 +87,7 @@ def _facts(measured: Measurement, under: Conditions) -> dict[str, str]:
         "system": under.os,
         "runtime": f"{under.runtime} {under.runtime_version}, {under.provider}",
         "threads": str(under.threads),
+        "processors": ", ".join(map(str, under.cpus)) or "not pinned",
         "inputs": ", ".join(f"{name} {shape}" for name, shape in under.inputs.items()),
         "machine": "quiet" if under.quiet else f"busy: {under.noise_note or 'see the notes'}",
     }

@@ -49,6 +49,20 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def pin(threads: int) -> list[int]:
+    """Stay on as many processors as there are threads; on the same ones in every worker.
+
+    Processors of a shared machine differ in speed from moment to moment: models that take turns can
+    be compared only if they take them on the same ones. Returns their numbers, none where the
+    system cannot pin.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    cpus = sorted(os.sched_getaffinity(0))[-threads:]
+    os.sched_setaffinity(0, cpus)
+    return cpus
+
+
 class Worker:
     """One loaded model; each public method is a request."""
 
@@ -68,6 +82,7 @@ class Worker:
         """Load the inputs, then the model."""
         import onnxruntime
 
+        cpus = pin(threads)
         with np.load(feeds) as arrays:
             self.feeds = {name: arrays[f"arr_{place}"] for place, name in enumerate(names)}
         forget_peak()
@@ -84,6 +99,7 @@ class Worker:
             "runner_mb": before,
             "version": onnxruntime.__version__,
             "providers": self.session.get_providers(),
+            "cpus": cpus,
         }
 
     def run(self, count: int, warm: bool = True) -> dict[str, Any]:

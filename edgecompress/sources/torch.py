@@ -221,7 +221,7 @@ def _capture(
     except Exception as error:
         cure = "torch.export must be able to trace it: see the first line of torch's reason"
         if dynamic_batch and _works(lambda: capture(False)):
-            cure = "set dynamic_batch = false: it exports with the batch size of its example inputs"
+            cure = "keep the examples' batch size: dynamic_batch = false, or --static-batch"
         raise SourceError(
             f"torch cannot export it: {reason(error)}", where=origin, cure=cure
         ) from error
