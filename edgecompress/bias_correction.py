@@ -18,7 +18,7 @@ from torch import Tensor
 from edgecompress.calibration import CalibrationSet
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
-from edgecompress.torchgraph import to_torch
+from edgecompress.torchgraph import as_tensors, to_torch
 
 __all__ = ["CorrectedLayer", "output_shifts"]
 
@@ -71,7 +71,7 @@ def output_shifts(
         for number, batch in enumerate(data.batches("calibration")):
             if done >= rows:
                 break
-            feeds = {k: torch.from_numpy(v).to(device) for k, v in batch.inputs.items()}
+            feeds = as_tensors(batch.inputs)
             means: dict[str, Tensor] = {}
 
             def keep_mean(name: str, values: Tensor, means: dict[str, Tensor] = means) -> None:

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from edgecompress.calibration import Batch, CalibrationSet
+from edgecompress.calibration import CalibrationSet, Split
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
-from edgecompress.torchgraph import TorchGraph, to_torch
+from edgecompress.torchgraph import TorchGraph, as_tensors, to_torch
 
 __all__ = ["NodeError", "compare_nodes", "counterparts"]
 
@@ -112,7 +112,7 @@ def compare_nodes(
     first, second = to_torch(original, device=device), to_torch(compressed, device=device)
     done = 0
     with torch.inference_mode():
-        for feeds, count in _feeds(data, rows, device):
+        for feeds, count in _feeds(data, rows):
             kept = _run_and_keep(first, feeds, errors)
 
             def observe(name: str, values: Tensor, kept: dict[str, Tensor] = kept) -> None:
@@ -131,13 +131,11 @@ def compare_nodes(
     return sorted(compared, key=lambda e: e.sqnr_db), unmatched
 
 
-def _feeds(data: CalibrationSet, rows: int, device: str) -> Iterator[tuple[dict[str, Tensor], int]]:
-    split: str = "validation" if data.validation_rows else "calibration"
-    batches: Iterator[Batch] = data.batches(
-        "validation" if split == "validation" else "calibration", _BATCH_ROWS
-    )
+def _feeds(data: CalibrationSet, rows: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+    split: Split = "validation" if data.validation_rows else "calibration"
+    batches = data.batches(split, _BATCH_ROWS)
     for batch in islice(batches, max(1, math.ceil(rows / _BATCH_ROWS))):
-        yield {k: torch.from_numpy(v).to(device) for k, v in batch.inputs.items()}, batch.rows
+        yield as_tensors(batch.inputs), batch.rows
 
 
 def _run_and_keep(

@@ -12,7 +12,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from edgecompress import members
@@ -54,7 +53,6 @@ class Context:
         constraints: What the target demands of the graph.
         device: torch device for all arithmetic.
         seed: Seed for everything random.
-        scratch: Folder for temporary files, or None for the system's.
         progress: Called as work goes on.
     """
 
@@ -62,7 +60,6 @@ class Context:
     constraints: Constraints = field(default_factory=Constraints)
     device: str = "cpu"
     seed: int = 0
-    scratch: Path | None = None
     progress: Progress = silent
 
 

@@ -6,7 +6,7 @@ Only shapes are looked at; weights are read for nothing but the digest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from edgecompress.costs import COSTLY, int_attribute, node_macs, total_macs
+from edgecompress.external_data import external_tensors
 from edgecompress.graph_pass import pass_class, pass_names
 from edgecompress.model import DEFAULT_DOMAINS, Model
 from edgecompress.results import Inspection, LayerInfo
 
-__all__ = ["inspect_model", "macs"]
+__all__ = ["inspect_model", "list_layers", "macs"]
 
 _QUANTIZED = frozenset(
     {
@@ -56,7 +57,6 @@ def inspect_model(model: Model) -> Inspection:
     """
     graph = _at_batch_one(model)
     nodes = list(graph.all_nodes())
-    layers = [layer for node in nodes if (layer := _layer(node)) is not None]
     return Inspection(
         path=str(model.path or "model"),
         opset=model.opset,
@@ -70,8 +70,21 @@ def inspect_model(model: Model) -> Inspection:
         macs=total_macs(graph),
         already_quantized=any(_is_quantized(node) for node in nodes),
         unsupported=_unsupported(nodes, model.ir.opset_imports),
-        layers=layers,
+        layers=_layers(nodes),
     )
+
+
+def list_layers(model: Model) -> list[LayerInfo]:
+    """The nodes that carry weights or cost multiply-accumulates; weights are not read.
+
+    Args:
+        model: The model; it is not changed.
+    """
+    return _layers(_at_batch_one(model).all_nodes())
+
+
+def _layers(nodes: Iterable[ir.Node]) -> list[LayerInfo]:
+    return [layer for node in nodes if (layer := _layer(node)) is not None]
 
 
 def macs(model: Model) -> dict[str, int | None]:
@@ -208,10 +221,5 @@ def _file_bytes(model: Model) -> int:
     """Bytes on disk, external data included; of the protobuf where the model is not on disk."""
     if model.path is None or not model.path.is_file():
         return model.size_bytes
-    data = {
-        Path(tensor.path)
-        for graph in (model.ir.graph, *model.ir.graph.subgraphs())
-        for value in graph.initializers.values()
-        if isinstance(tensor := value.const_value, ir.ExternalTensor)
-    }
+    data = {Path(tensor.path) for tensor in external_tensors(model.ir)}
     return sum(file.stat().st_size for file in {model.path, *data})

@@ -10,7 +10,7 @@ from edgecompress.calibration import CalibrationSet
 from edgecompress.comparison import compare_nodes
 from edgecompress.errors import InputError
 from edgecompress.graph_pass import Change
-from edgecompress.inspection import inspect_model
+from edgecompress.inspection import list_layers
 from edgecompress.measure import Measurement
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
@@ -40,8 +40,8 @@ def layer_table(
         data: Rows to compute errors on; None leaves them unknown.
         progress: Told how far the comparison is.
     """
-    info = {layer.node: layer for layer in inspect_model(original).layers}
-    after_info = {layer.node: layer for layer in inspect_model(compressed).layers}
+    info = {layer.node: layer for layer in list_layers(original)}
+    after_info = {layer.node: layer for layer in list_layers(compressed)}
     formats = {change.node: change.what for change in changes}
     errors = _errors(original, compressed, data, progress)
     times_before, times_after = _times(before), _times(after)

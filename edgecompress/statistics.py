@@ -18,7 +18,7 @@ from edgecompress.errors import DataError
 from edgecompress.model import Model
 from edgecompress.numerics.histogram import Histogram
 from edgecompress.progress import Progress, silent
-from edgecompress.torchgraph import to_torch
+from edgecompress.torchgraph import as_tensors, to_torch
 
 __all__ = ["TensorStatistics", "Statistics", "collect"]
 
@@ -122,7 +122,7 @@ def collect(
 
     with torch.inference_mode():
         for batch in calibration.batches("calibration"):
-            feeds = {k: torch.from_numpy(v).to(device) for k, v in batch.inputs.items()}
+            feeds = as_tensors(batch.inputs)
             graph(feeds, observe=observe, watch=names, outputs=())
             statistics.rows += len(next(iter(batch.inputs.values())))
             progress("calibrate", min(statistics.rows, total), total)

@@ -9,26 +9,14 @@ from typing import Any
 
 import click
 
-from edgecompress import __version__
+from edgecompress import __version__, api
 from edgecompress.cli.console import Console, common
 from edgecompress.errors import nearest
 
 __all__ = ["main", "VERBS"]
 
-VERBS = (
-    "init",
-    "inspect",
-    "export",
-    "build",
-    "compress",
-    "profile",
-    "validate",
-    "compare",
-    "targets",
-    "passes",
-    "schema",
-    "doctor",
-)
+VERBS = tuple(api.__all__)
+"""One for each function of the Python API, in the order in which they are used."""
 
 
 class Verbs(click.Group):

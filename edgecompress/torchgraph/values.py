@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from edgecompress.errors import ModelError
 
 __all__ = [
     "NARROW_TYPES",
+    "as_tensors",
     "axis_of",
     "dims",
     "integers",
@@ -127,6 +130,11 @@ def integers(tensor: Tensor) -> list[int]:
 def scalar(tensor: Tensor) -> float:
     """The one value of a tensor, as a Python number of its kind."""
     return tensor.reshape(()).item()
+
+
+def as_tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    """Arrays of a batch as feeds of a graph, which moves them to its device itself."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def dims(shape: Sequence[int]) -> Tensor:
