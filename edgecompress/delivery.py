@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgecompress import files
+from edgecompress import files, locks
 from edgecompress.errors import OutputError
 from edgecompress.model import Model
 from edgecompress.report import write_html, write_json, write_junit
 from edgecompress.report.data import FileRecord, Report
 
-__all__ = ["check_output", "deliver", "deliver_report", "MANIFEST_SCHEMA"]
+__all__ = ["check_output", "claim_output", "deliver", "deliver_report", "MANIFEST_SCHEMA"]
 
 MANIFEST_SCHEMA = 1
 _REPORT = "report.json"
@@ -34,9 +34,7 @@ def check_output(output: Path, source: Path) -> None:
         OutputError: It is a file, cannot be written, or holds files under the names that
             :func:`deliver` writes that are the user's own or the source itself.
     """
-    for folder in (output, *output.parents):
-        if folder.exists() and not folder.is_dir():
-            raise OutputError("is a file, expected a folder", where=str(folder), cure=_CURE)
+    _check_place(output)
     # An earlier build's files are replaced; a model of the user's own never is.
     foreign = [] if _is_ours(output) else [n for n in _WRITTEN if (output / n).exists()]
     if foreign:
@@ -61,6 +59,34 @@ def check_output(output: Path, source: Path) -> None:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def claim_output(output: Path, source: Path) -> Iterator[None]:
+    """Be the only build that writes to a folder, from the check before the work to the delivery.
+
+    What an earlier build that was killed has begun there is brought to its end first. An empty
+    folder that was made for this is taken away again.
+
+    Raises:
+        BuildError: Another build writes there.
+        OutputError: See :func:`check_output`.
+    """
+    _check_place(output)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.only_writer(output))
+            files.finish_earlier(output)
+        except OSError as error:
+            raise _of_folder(files.refused(error, output / "model.onnx"), output) from error
+        check_output(output, source)
+        yield
+
+
+def _check_place(output: Path) -> None:
+    for folder in (output, *output.parents):
+        if folder.exists() and not folder.is_dir():
+            raise OutputError("is a file, expected a folder", where=str(folder), cure=_CURE)
+
+
 def _is_ours(output: Path) -> bool:
     """Whether an earlier build of ours wrote its report there."""
     try:
@@ -81,14 +107,13 @@ def deliver(output: Path, model: Model, report: Report, manifest: dict[str, Any]
     """
     passed = report.status == "passed"
     name = "model.onnx" if passed else "rejected.onnx"
-    with _aside(output) as aside:
+    with _aside(output, owned=_earlier(output), model=model) as aside:
         written = [FileRecord(**_record(file)) for file in model.save(aside / name)]
         report = report.model_copy(update={"files": written})
         _write_report(aside, report)
         if passed:
             text = {**manifest, "files": [record.model_dump() for record in written]}
             files.write_text(aside / "manifest.json", json.dumps(text, indent=2) + "\n")
-        _remove_earlier(output, keep={record.name for record in written})
     return report
 
 
@@ -98,33 +123,40 @@ def deliver_report(output: Path, report: Report) -> None:
     Raises:
         OutputError: The folder cannot be written, or the disk is full.
     """
-    with _aside(output) as aside:
+    with _aside(output, owned=_earlier(output)) as aside:
         _write_report(aside, report)
-        _remove_earlier(output, keep=set())
+
+
+def _earlier(output: Path) -> tuple[str, ...]:
+    """Files of an earlier build, which would contradict this one's report."""
+    return _MODELS if _is_ours(output) else ()
 
 
 @contextlib.contextmanager
-def _aside(output: Path) -> Iterator[Path]:
+def _aside(
+    output: Path, *, owned: Collection[str] = (), model: Model | None = None
+) -> Iterator[Path]:
     """See :func:`files.folder_aside`; errors name the folder, not a temporary file in it."""
     try:
-        with files.folder_aside(output) as aside:
+        with files.folder_aside(output, owned=owned) as aside:
             yield aside
+            files.flush(aside)
     except OutputError as error:
-        raise OutputError(error.what, where=str(output), cure=error.cure or _CURE) from error
+        cause = error.__cause__
+        needed = ""
+        if model is not None and isinstance(cause, OSError) and files.is_full(cause):
+            needed = f", {model.size_bytes / 1e6:,.1f} MB are needed for the model"
+        raise _of_folder(error, output, needed) from error
+
+
+def _of_folder(error: OutputError, output: Path, needed: str = "") -> OutputError:
+    return OutputError(error.what + needed, where=str(output), cure=error.cure or _CURE)
 
 
 def _write_report(folder: Path, report: Report) -> None:
     write_json(report, folder / _REPORT)
     write_html(report, folder / "report.html")
     write_junit(report, folder / "junit.xml")
-
-
-def _remove_earlier(output: Path, keep: set[str]) -> None:
-    """Remove files of an earlier build that would contradict this one's report."""
-    if _is_ours(output):
-        for name in _MODELS:
-            if name not in keep:
-                (output / name).unlink(missing_ok=True)
 
 
 def _record(file: Path) -> dict[str, Any]:

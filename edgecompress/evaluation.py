@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.calibration import CalibrationSet
 from edgecompress.constraints import Constraints
+from edgecompress.data.calibration import CalibrationSet
 from edgecompress.devices.host import host
 from edgecompress.errors import DataError, MeasurementError, ModelError, TargetError, nearest
+from edgecompress.files import ScratchFolder
 from edgecompress.measure import Measurement, measure, random_feeds
 from edgecompress.metrics import Metric, Predict
 from edgecompress.model import Model, Signature, TensorSpec
@@ -141,15 +142,18 @@ class Evaluator:
     data: CalibrationSet | None = None
     metric: Metric | None = None
     progress: Progress = silent
-    _folder: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="edgecompress-")
-    )
+    _folder: ScratchFolder = field(default_factory=ScratchFolder)
 
     def __enter__(self) -> Evaluator:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._folder.cleanup()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._folder.__exit__(kind, error, trace)
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -191,7 +195,7 @@ class Evaluator:
 
     def file(self, model: Model) -> Path:
         """The model as the file that the runtime loads, in a temporary folder."""
-        place = Path(self._folder.name) / model.digest[:32]
+        place = self._folder.path / model.digest[:32]
         if not (place / "model.onnx").is_file():
             return self.runtime.prepare(model, place).path
         return place / "model.onnx"

@@ -10,7 +10,6 @@ The data classes load neither a runtime nor torch.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from edgecompress.errors import DataError, MeasurementError, nearest
+from edgecompress.files import ScratchFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,13 +179,13 @@ def measure(
             name: Measurement(basis="unknown", reason=reason, size_bytes=size)
             for name, size in sizes.items()
         }
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
-        inputs = write_feeds(feeds, Path(folder))
+    with ScratchFolder() as folder:
+        inputs = write_feeds(feeds, folder)
         noise_meter = NoiseMeter()
         trials = run_in_turn(artifacts, profile, inputs, progress)
         noise = noise_meter.found(sum(trial.memory["cpu_s"] for trial in trials.values()))
         rows = {
-            name: operator_times(path, profile, inputs, trials[name].run_ms, Path(folder))
+            name: operator_times(path, profile, inputs, trials[name].run_ms, folder)
             for name, path in artifacts.items()
             if operators
         }

@@ -1,7 +1,7 @@
 """Model: an ONNX graph, its signature, its size and its digest; load and save.
 
-The graph is an ``onnx_ir.Model``. Weights kept as external data stay memory-mapped until somebody
-reads them. Nothing else in the package reads or writes ONNX files.
+The graph is an ``onnx_ir.Model``. Weights kept as external data stay in their file until somebody
+asks for them. Nothing else in the package reads or writes ONNX files.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from edgecompress import external_data as external
 from edgecompress import files
 from edgecompress.errors import ModelError, UnsupportedOperatorError
+from edgecompress.weights import external_data as external
+from edgecompress.weights import model_file
+from edgecompress.weights.data_file import keep_readable
+from edgecompress.weights.digests import tensor_digests
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,11 +85,13 @@ class Model:
         ir: The graph. Passes that change it work on :meth:`clone`.
         path: The file it was loaded from, if any.
         steps: Names of the passes that made it, in order.
+        data_files: The files of weights beside ``path``.
     """
 
     ir: ir.Model
     path: Path | None = None
     steps: tuple[str, ...] = field(default=())
+    data_files: tuple[Path, ...] = field(default=())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -116,6 +121,7 @@ class Model:
         external.check_locations(model, file)
         loaded._check_operators(file)
         loaded._check_onnx(file)
+        loaded.data_files = tuple(external.attach_files(model))
         return loaded
 
     def _check_operators(self, file: Path) -> None:
@@ -161,7 +167,7 @@ class Model:
         import onnx.checker
         import onnx.shape_inference
 
-        proto = ir.to_proto(external.without_weights(self.ir))
+        proto = ir.to_proto(model_file.without_weights(self.ir))
         try:
             onnx.checker.check_model(proto)
             onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
@@ -178,7 +184,7 @@ class Model:
         graph = self.ir.clone()
         for value in _values(graph):
             value.type = copy.copy(value.type)
-        return Model(graph, path=self.path, steps=steps)
+        return Model(graph, path=self.path, steps=steps, data_files=self.data_files)
 
     @property
     def opset(self) -> int:
@@ -209,11 +215,8 @@ class Model:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the saved file; with those of its data file, where one file is too small."""
-        if self.weight_bytes > _EXTERNAL_DATA_ABOVE_BYTES:
-            graph_bytes = ir.to_proto(external.without_weights(self.ir, keep=0)).ByteSize()
-            return self.weight_bytes + int(graph_bytes)
-        return int(ir.to_proto(external.embedded(self.ir)).ByteSize())
+        """Bytes of the model as one protobuf, even where that is more than one may hold."""
+        return model_file.protobuf_bytes(self.ir)
 
     def to_bytes(self) -> bytes:
         """The model as one protobuf, weights inside; the same bytes for the same graph.
@@ -221,27 +224,28 @@ class Model:
         Raises:
             ModelError: It is larger than a protobuf may be.
         """
-        if self.weight_bytes > _EXTERNAL_DATA_ABOVE_BYTES:
-            raise ModelError(
-                f"is too large for one protobuf ({self.weight_bytes / 1e9:.1f} GB)",
-                cure="save it to a path: weights then go to an external data file",
-            )
-        proto = ir.to_proto(external.embedded(self.ir))
-        return bytes(proto.SerializeToString(deterministic=True))
+        self._check_fits()
+        return b"".join(map(bytes, model_file.pieces(self.ir)))
 
     @property
     def digest(self) -> str:
-        """SHA-256 over nodes, signature and weights; independent of where they are stored."""
+        """SHA-256 over nodes, signature and weights; independent of where they are stored.
+
+        Each weight is read once, see :mod:`edgecompress.weights.digests`.
+        """
         sha = hashlib.sha256()
         for domain, version in sorted(self.ir.opset_imports.items()):
             sha.update(f"{domain}:{version};".encode())
-        for graph in (self.ir.graph, *self.ir.graph.subgraphs()):
-            for name, value in sorted(graph.initializers.items()):
-                tensor = value.const_value
-                if tensor is not None:
-                    sha.update(f"{name}:{tensor.dtype}:{tensor.shape};".encode())
-                    sha.update(external.tensor_content(tensor))
-        skeleton = external.without_weights(self.ir, keep=0)
+        weights = [
+            (name, value.const_value)
+            for graph in (self.ir.graph, *self.ir.graph.subgraphs())
+            for name, value in sorted(graph.initializers.items())
+            if value.const_value is not None
+        ]
+        contents = tensor_digests(tensor for _, tensor in weights)
+        for (name, tensor), content in zip(weights, contents, strict=True):
+            sha.update(f"{name}:{tensor.dtype}:{tensor.shape}:{content};".encode())
+        skeleton = model_file.without_weights(self.ir, keep=0)
         main = self.ir.graph
         for part in (*skeleton.graph, *skeleton.functions.values(), *main.inputs, *main.outputs):
             sha.update(ir.to_proto(part).SerializeToString(deterministic=True))
@@ -259,22 +263,35 @@ class Model:
 
         Raises:
             OutputError: The folder cannot be written, or the disk is full.
+            ModelError: It is larger than a protobuf may be and ``external_data`` is False, or a
+                data file that it was loaded with is gone or cut short.
         """
         file = Path(path)
         if external_data is None:
             external_data = self.weight_bytes > _EXTERNAL_DATA_ABOVE_BYTES
         if not external_data:
-            files.write_bytes(file, self.to_bytes())
+            self._check_fits()
+            with files.write_aside(file) as temporary, temporary.open("wb") as whole:
+                whole.writelines(model_file.pieces(self.ir))
             return [file]
         data = file.with_name(file.name + ".data")
-        for tensor in external.external_tensors(self.ir):
-            tensor.numpy()  # mapped, it stays readable if this very file is replaced
+        keep_readable(data)
         with files.folder_aside(file.parent) as aside:
-            ir.save(self.ir, aside / file.name, external_data=data.name)
+            graph = model_file.with_data_file(self.ir, aside, data.name)
+            (aside / file.name).write_bytes(
+                ir.to_proto(graph).SerializeToString(deterministic=True)
+            )
         return [file, data]
 
+    def _check_fits(self) -> None:
+        if self.weight_bytes > _EXTERNAL_DATA_ABOVE_BYTES:
+            raise ModelError(
+                f"is too large for one protobuf ({self.weight_bytes / 1e9:.1f} GB)",
+                cure="save it with external data: weights then go to a file beside it",
+            )
+
     def initializer(self, name: str) -> npt.NDArray[np.generic]:
-        """Values of an initializer of the main graph.
+        """Values of an initializer of the main graph; not to be changed in place.
 
         Raises:
             ModelError: There is no initializer of that name.
@@ -282,7 +299,7 @@ class Model:
         value = self.ir.graph.initializers.get(name)
         if value is None or value.const_value is None:
             raise ModelError(f"has no initializer {name!r}", where=str(self.path or "model"))
-        return value.const_value.numpy()
+        return external.read(value.const_value)
 
     def set_initializer(self, name: str, array: npt.NDArray[np.generic]) -> None:
         """Replace the values of an initializer in place; shape and dtype must stay.

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
 
 from edgecompress.model import DEFAULT_DOMAINS, Model
+from edgecompress.weights.digests import tensor_digest
+from edgecompress.weights.external_data import FileTensor, chunks
 
 __all__ = [
     "all_graphs",
     "infer_shapes",
     "keep_signature",
     "lift_constants",
+    "merge_equal_initializers",
     "quiet",
     "remove_identities",
+    "same_graph",
     "strip_provenance",
 ]
 
+_FIRST_BYTES = 4096
 _CHATTY = ("onnx_ir", "onnxscript", "torch.export", "torch.onnx")
 
 
@@ -157,7 +162,58 @@ def _own(tensor: Any) -> Any:
     """A tensor apart: naming a value names its tensor, and clones of a model share theirs."""
     if tensor.dtype is ir.DataType.STRING:
         return ir.StringTensor(list(tensor.string_data()), shape=tensor.shape, name=tensor.name)
+    if isinstance(tensor, FileTensor):
+        return tensor.twin()
     return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def merge_equal_initializers(model: Model) -> int:
+    """Let equal initializers of a graph be one, in place; those that are outputs stay.
+
+    Weights of the same type and shape are compared by their first bytes, and read as a whole only
+    where those are equal.
+
+    Returns:
+        How many are gone.
+    """
+    gone = 0
+    for graph in (model.ir.graph, *model.ir.graph.subgraphs()):
+        alike = [_mergeable(graph)]
+        for key in (_form, _beginning, tensor_digest):
+            alike = [group for values in alike for group in _groups(values, key)]
+        for kept, *others in alike:
+            for value in others:
+                ir.convenience.replace_all_uses_with(value, kept)
+                del graph.initializers[value.name or ""]
+            gone += len(others)
+    return gone
+
+
+def _mergeable(graph: ir.Graph) -> list[ir.Value]:
+    return [
+        value
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and not value.is_graph_input()
+        and not value.is_graph_output()
+    ]
+
+
+def _groups(values: list[ir.Value], key: Callable[[Any], Hashable]) -> list[list[ir.Value]]:
+    """Values whose tensors have the same key, where there are several."""
+    found: dict[Hashable, list[ir.Value]] = {}
+    for value in values:
+        found.setdefault(key(value.const_value), []).append(value)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _form(tensor: ir.TensorProtocol) -> Hashable:
+    return tensor.dtype, tuple(tensor.shape.numpy())
+
+
+def _beginning(tensor: ir.TensorProtocol) -> Hashable:
+    strings = tensor.dtype is ir.DataType.STRING
+    return b"" if strings else bytes(next(chunks(tensor, _FIRST_BYTES), b""))
 
 
 def remove_identities(model: Model, allowed: Callable[[ir.Node], bool]) -> None:
@@ -204,3 +260,21 @@ def infer_shapes(model: Model) -> int:
     with quiet(), keep_signature(model):
         ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model.ir)
     return sum(v.shape is not None for v in unknown)
+
+
+def same_graph(a: ir.Model, b: ir.Model) -> bool:
+    """Whether two graphs are equal, by looking at every byte but those of weights."""
+    return all(part(a) == part(b) for part in _PARTS)
+
+
+_PARTS: tuple[Callable[[ir.Model], object], ...] = (
+    lambda m: (m.ir_version, dict(m.opset_imports), dict(m.metadata_props), m.doc_string),
+    lambda m: sorted(m.functions),
+    lambda m: [ir.to_proto(v).SerializeToString(deterministic=True) for v in m.graph.inputs],
+    lambda m: [ir.to_proto(v).SerializeToString(deterministic=True) for v in m.graph.outputs],
+    lambda m: {k: id(v.const_value) for k, v in m.graph.initializers.items()},
+    lambda m: [ir.to_proto(n).SerializeToString(deterministic=True) for n in m.graph],
+    lambda m: [
+        ir.to_proto(v).SerializeToString(deterministic=True) for n in m.graph for v in n.outputs
+    ],
+)

@@ -73,11 +73,21 @@ def digest_of(**parts: Any) -> str:
 class StepCache:
     """A folder of results; with ``folder=None`` it remembers nothing.
 
-    What something outside of us has damaged counts as absent, and is written again.
+    What something outside of us has damaged counts as absent, and is written again. Where results
+    cannot be kept, as on a full disk, the work goes on without.
+
+    Attributes:
+        trouble: Why something could not be kept, or None.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self.trouble: str | None = None
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed have left half-written."""
+        if self._folder is not None and self._folder.is_dir():
+            files.remove_dead(self._folder)
 
     def step(self, key: str, base: Model) -> Applied | None:
         """A step's result, or None where it is not there or is damaged.
@@ -112,7 +122,7 @@ class StepCache:
         """Keep a step's result.
 
         Raises:
-            OutputError: The folder cannot be written, or the disk is full.
+            OutputError: There cannot be such a folder.
         """
         if self._folder is None:
             return
@@ -125,16 +135,16 @@ class StepCache:
             "claimed": list(applied.claimed),
             "notes": dict(applied.notes),
         }
-        with _kept_in(self._folder), files.folder_aside(self._folder / key) as aside:
+        with self._keeping(self._folder), files.folder_aside(self._folder / key) as aside:
             if changed:
                 applied.model.save(aside / _MODEL)
-            (aside / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            files.write_text(aside / _FACTS, json.dumps(facts))
 
     def value(self, key: str, kind: type[T], compute: Callable[[], T]) -> T:
         """A flat dataclass under ``key``: read, or computed and kept.
 
         Raises:
-            OutputError: The folder cannot be written, or the disk is full.
+            OutputError: There cannot be such a folder.
         """
         if self._folder is None:
             return compute()
@@ -143,19 +153,20 @@ class StepCache:
             return kind(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             computed = compute()
-            with _kept_in(self._folder):
+            with self._keeping(self._folder):
                 files.write_text(file, json.dumps(asdict(computed)))
             return computed
 
-
-@contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
-    """Say that it is the cache that cannot be written, where it cannot."""
-    try:
-        yield
-    except OutputError as error:
-        raise OutputError(
-            f"finished steps cannot be kept: {error.what}",
-            where=str(folder),
-            cure="name another folder in [build] cache, or build with --no-cache",
-        ) from error
+    @contextmanager
+    def _keeping(self, folder: Path) -> Iterator[None]:
+        """Remember why something cannot be kept; refuse a folder that is a file."""
+        try:
+            yield
+        except OutputError as error:
+            if any(each.exists() and not each.is_dir() for each in (folder, *folder.parents)):
+                raise OutputError(
+                    f"finished steps cannot be kept: {error.what}",
+                    where=str(folder),
+                    cure="name another folder in [build] cache, or build with --no-cache",
+                ) from error
+            self.trouble = f"finished steps are not kept in {folder}: {error.what}"

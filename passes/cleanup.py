@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,10 +21,13 @@ from edgecompress.rewrite import (
     infer_shapes,
     keep_signature,
     lift_constants,
+    merge_equal_initializers,
     quiet,
     remove_identities,
+    same_graph,
     strip_provenance,
 )
+from edgecompress.weights.spool import WeightSpool
 
 __all__ = ["Cleanup"]
 
@@ -31,6 +35,8 @@ __all__ = ["Cleanup"]
 _OLDEST_OPSET = 13
 _RAISED_OPSET = 18
 _MOST_ROUNDS = 8
+# Below it new constants are not worth a thought.
+_LARGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,9 @@ class Cleanup(Pass):
     Constants, dead nodes, common subexpressions, identities and equal initializers go as well;
     functions are inlined, weights are no graph inputs any more, every value whose shape can be
     known has one, and what exporters wrote about the machine that they ran on is removed.
+
+    Weights are read only where they are folded, or where two seem to be equal; folded ones wait on
+    disk where they are many, so that models larger than memory can be cleaned.
 
     Nodes that are left out by ``nodes`` or ``ops`` are neither folded nor fused.
 
@@ -84,7 +93,7 @@ class Cleanup(Pass):
         context.progress("cleanup", _MOST_ROUNDS, _MOST_ROUNDS)
         notes = {"nodes_before": _count(model.ir), "nodes_after": _count(work.model.ir)}
         skipped = tuple(work.left_alone())
-        if _same(model.ir, work.model.ir):
+        if same_graph(model.ir, work.model.ir):
             return Applied(model, skipped=skipped, notes=notes)
         if not work.changed:
             work.note(1, "names and shapes completed")
@@ -98,6 +107,8 @@ class _Work:
     model: Model
     options: Cleanup
     changed: list[Change] = field(default_factory=list)
+    spool: WeightSpool = field(default_factory=WeightSpool)
+    folding: list[tuple[ir.Graph, str]] = field(default_factory=list)
 
     def normalize(self, constraints: Constraints) -> None:
         """Everything in one form: no provenance, functions, weights as inputs or old operators."""
@@ -159,6 +170,7 @@ class _Work:
                 should_fold=self.may_fold,
             )
             self.stage("folded into constants", fold)
+            self.put_aside()
         self.stage(
             "do nothing and were removed", lambda _: remove_identities(self.model, self.allowed)
         )
@@ -168,9 +180,7 @@ class _Work:
             rules = [*fusions.batch_norm_rules(), *rules]
         fusions.apply_rules(self.model.ir, rules, self.allowed, self.fused)
         irc.RemoveUnusedNodesPass()(self.model.ir)
-        initializers = len(self.model.ir.graph.initializers)
-        irc.DeduplicateHashedInitializersPass()(self.model.ir)
-        equal = initializers - len(self.model.ir.graph.initializers)
+        equal = merge_equal_initializers(self.model)
         self.note(equal, "{} initializers equal others and were removed")
         self.stage("repeat another node and were removed", irc.CommonSubexpressionEliminationPass())
         return len(self.changed) > before
@@ -189,18 +199,43 @@ class _Work:
         return self.options.for_node(node) is not None
 
     def may_fold(self, node: ir.Node) -> bool | None:
-        """The library's rules decide, but for nodes left out, strings and casts that widen."""
+        """The library's rules decide, but for nodes left out, strings and what would grow."""
+        self.put_aside()
         options = self.options.for_node(node)
         constants = [v.const_value for v in node.inputs if v is not None and v.const_value]
         if options is None or any(c.dtype is ir.DataType.STRING for c in constants):
             return False
-        if node.op_type != "Cast" or not constants:
-            return None
-        to = ir.DataType(node.attributes.get_int("to", constants[0].dtype.value))
-        if to is ir.DataType.STRING:
+        if node.op_type == "Cast" and constants:
+            to = ir.DataType(node.attributes.get_int("to", constants[0].dtype.value))
+            grown = constants[0].size * (to.itemsize - constants[0].dtype.itemsize)
+            if to is ir.DataType.STRING or grown > options.max_constant_bytes:
+                return False
+        if self.would_grow(node):
             return False
-        grown = constants[0].size * (to.itemsize - constants[0].dtype.itemsize)
-        return None if grown <= options.max_constant_bytes else False
+        if isinstance(node.graph, ir.Graph):
+            self.folding.append((node.graph, node.outputs[0].name or ""))
+        return None
+
+    def would_grow(self, node: ir.Node) -> bool:
+        """What the library asks after it has computed the constant, from shapes alone."""
+        shape = node.outputs[0].shape
+        if shape is None or not shape.is_static():
+            return False
+        size = math.prod(shape.numpy())
+        gone = (v for v in node.inputs if v is not None and len(v.uses()) == 1)
+        saved = sum(v.const_value.size for v in gone if v.const_value is not None)
+        return size > max(self.options.max_constant_bytes // 8, saved)
+
+    def put_aside(self) -> None:
+        """Let new constants wait on disk where they have become many."""
+        for graph, name in self.folding:
+            self.keep(graph.initializers.get(name))
+        self.folding.clear()
+
+    def keep(self, value: ir.Value | None) -> None:
+        tensor = None if value is None else value.const_value
+        if value is not None and tensor is not None and tensor.nbytes > _LARGE_BYTES:
+            value.const_value = self.spool.keep(tensor)
 
     def note(self, count: int, what: str) -> None:
         """Record an edit of the whole graph, if there was one."""
@@ -220,6 +255,9 @@ class _Work:
         """Record a rewrite rule that fired at ``old``."""
         where = (new and new.name) or old.name or old.outputs[0].name or ""
         self.changed.append(Change(where, old.op_type, f"{old.op_type} {what}"))
+        for value in () if new is None else new.inputs:
+            if value is not None and value.graph is None:  # made by the rule, not registered yet
+                self.keep(value)
 
     def left_alone(self) -> list[Skip]:
         """BatchNormalization nodes that stayed, with the reason."""
@@ -273,21 +311,3 @@ def _nodes(model: ir.Model) -> dict[str, str]:
 
 def _count(model: ir.Model) -> int:
     return sum(1 for graph in all_graphs(model) for _ in graph)
-
-
-def _same(a: ir.Model, b: ir.Model) -> bool:
-    """Whether two graphs are equal, by looking at every byte but those of shared weights."""
-    return all(part(a) == part(b) for part in _PARTS)
-
-
-_PARTS: tuple[Callable[[ir.Model], object], ...] = (
-    lambda m: (m.ir_version, dict(m.opset_imports), dict(m.metadata_props), m.doc_string),
-    lambda m: sorted(m.functions),
-    lambda m: [ir.to_proto(v).SerializeToString(deterministic=True) for v in m.graph.inputs],
-    lambda m: [ir.to_proto(v).SerializeToString(deterministic=True) for v in m.graph.outputs],
-    lambda m: {k: id(v.const_value) for k, v in m.graph.initializers.items()},
-    lambda m: [ir.to_proto(n).SerializeToString(deterministic=True) for n in m.graph],
-    lambda m: [
-        ir.to_proto(v).SerializeToString(deterministic=True) for n in m.graph for v in n.outputs
-    ],
-)

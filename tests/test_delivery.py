@@ -112,7 +112,7 @@ REFUSALS = {
     errno.EACCES: "not writable",
     errno.EROFS: "not writable",
     errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "cannot be written",
+    errno.EDQUOT: "the quota is used up",
 }
 
 

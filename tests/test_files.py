@@ -56,7 +56,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "no space left on the disk\n  -> free some space"),
+        (errno.ENOSPC, r"no space left on the disk: [\d,.]+ MB are free\n  -> free"),
         (errno.EACCES, "the folder is not writable\n  -> choose another output folder"),
         (errno.EROFS, "the folder is not writable"),
         (errno.EPERM, "the folder is not writable"),

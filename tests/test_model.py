@@ -17,6 +17,7 @@ from edgecompress import files
 from edgecompress import model as model_module
 from edgecompress.errors import ModelError, OutputError, UnsupportedOperatorError
 from edgecompress.model import Model, TensorSpec
+from edgecompress.weights import model_file
 from tests.models import from_text, small_cnn
 from tests.running import run
 
@@ -272,6 +273,43 @@ def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+@pytest.mark.parametrize("make", [small_cnn, big_cnn, branches, with_strings])
+def test_the_file_is_what_protobuf_itself_writes(tmp_path: Path, make: Callable[[], Model]) -> None:
+    model = make()
+    whole = ir.to_proto(model.ir).SerializeToString(deterministic=True)
+    model.save(tmp_path / "m.onnx", external_data=True)
+    assert model.to_bytes() == whole
+    assert Model.load(tmp_path / "m.onnx").to_bytes() == whole
+
+
+def test_constants_in_files_of_their_own_are_taken_in(tmp_path: Path) -> None:
+    model = from_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N, 4] x) => (float[N, 4] y) {
+            c = Constant<value = float[4] {1, 2, 3, 4}>()  y = Add(x, c)
+        }"""
+    )
+    proto = ir.to_proto(model.ir)
+    values = proto.graph.node[0].attribute[0].t
+    values.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(values), "d"))
+    onnx.save(
+        proto,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        convert_attribute=True,
+        size_threshold=0,
+        location="d",
+    )
+    loaded = Model.load(tmp_path / "m.onnx")
+    assert (tmp_path / "d").exists()
+    (tmp_path / "d").unlink()
+    held = next(iter(loaded.ir.graph)).attributes["value"].as_tensor()
+    np.testing.assert_array_equal(held.numpy(), [1, 2, 3, 4])
+    loaded.check()
+    with pytest.raises(ModelError, match="external data file 'd' is missing"):
+        Model.load(tmp_path / "m.onnx")
+
+
 def test_models_too_large_for_one_protobuf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = big_cnn()
     monkeypatch.setattr(model_module, "_EXTERNAL_DATA_ABOVE_BYTES", 1000)
@@ -280,6 +318,8 @@ def test_models_too_large_for_one_protobuf(tmp_path: Path, monkeypatch: pytest.M
     assert [f.name for f in written] == ["m.onnx", "m.onnx.data"]
     whole = sum(f.stat().st_size for f in written)
     assert model.size_bytes == pytest.approx(whole, rel=0.1)
+    with pytest.raises(ModelError, match="too large for one protobuf"):
+        model.save(tmp_path / "m.onnx", external_data=False)
     with pytest.raises(ModelError, match="too large for one protobuf"):
         model.to_bytes()
     assert Model.load(written[0]).digest == model.digest
@@ -397,7 +437,10 @@ def test_saving_is_whole_or_not_at_all(
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     bias_changed = model.clone()
     bias_changed.set_initializer("b1", np.ones(64, np.float32))
-    monkeypatch.setattr(files.os, "replace", refuse(number))
+    if external:
+        monkeypatch.setattr(model_file, "chunks", refuse(number))
+    else:
+        monkeypatch.setattr(files.os, "replace", refuse(number))
     with pytest.raises(OutputError, match=message):
         bias_changed.save(tmp_path / "m.onnx", external_data=external)
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before

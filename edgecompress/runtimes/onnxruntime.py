@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecompress.errors import MeasurementError
+from edgecompress.files import ScratchFolder
 from edgecompress.model import DEFAULT_DOMAINS, Model
 from edgecompress.runtimes import (
     Artifact,
@@ -130,8 +130,8 @@ def _config(profile: TargetProfile) -> Mapping[str, str]:
 
 def _optimize(model: Model, profile: TargetProfile) -> OptimizedGraph:
     provider, _ = _provider(profile)
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
-        source, target = Path(name) / "model.onnx", Path(name) / "optimized.onnx"
+    with ScratchFolder() as folder:
+        source, target = folder / "model.onnx", folder / "optimized.onnx"
         model.save(source)
         weights = {
             "session.optimized_model_external_initializers_file_name": "optimized.data",

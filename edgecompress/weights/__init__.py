@@ -1,0 +1,1 @@
+"""Weights in files of their own, and model files that hold them."""
