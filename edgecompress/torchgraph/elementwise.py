@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +21,43 @@ Binary = Callable[[Tensor, Tensor], Tensor]
 _STORED_ONLY = (torch.uint16, torch.uint32)
 
 
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    if a.is_floating_point():
+        return torch.div(a, b)
+    return torch.div(a, b, rounding_mode="trunc")
+
+
+# No type of torch's holds the values of uint64 and computes with them as well.
+_NUMPY: dict[Binary, Callable[..., Any]] = {
+    torch.add: np.add,
+    _divide: np.floor_divide,
+    torch.bitwise_left_shift: np.left_shift,
+    torch.bitwise_right_shift: np.right_shift,
+    torch.fmod: np.fmod,
+    torch.ge: np.greater_equal,
+    torch.gt: np.greater,
+    torch.le: np.less_equal,
+    torch.lt: np.less,
+    torch.maximum: np.maximum,
+    torch.minimum: np.minimum,
+    torch.mul: np.multiply,
+    torch.remainder: np.remainder,
+    torch.sub: np.subtract,
+}
+
+
+def _by_numpy(function: Binary, a: Tensor, b: Tensor) -> Tensor:
+    result = _NUMPY[function](a.cpu().numpy(), b.cpu().numpy())
+    return torch.from_numpy(np.asarray(result)).to(a.device)
+
+
 def _widened(function: Binary) -> Binary:
-    """Compute on int64 where torch has no kernels for the unsigned type."""
+    """Compute on int64, or by numpy, where torch has no kernels for the unsigned type."""
 
     @functools.wraps(function)
     def run(a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype == torch.uint64 and function in _NUMPY:
+            return _by_numpy(function, a, b)
         if a.dtype not in _STORED_ONLY:
             return function(a, b)
         result = function(a.long(), b.long())
@@ -32,10 +66,10 @@ def _widened(function: Binary) -> Binary:
     return run
 
 
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    if a.is_floating_point():
-        return torch.div(a, b)
-    return torch.div(a, b, rounding_mode="trunc")
+def _bitwise_not(x: Tensor) -> Tensor:
+    if x.dtype in (*_STORED_ONLY, torch.uint64):
+        return _widened(torch.bitwise_xor)(x, torch.full_like(x, torch.iinfo(x.dtype).max))
+    return torch.bitwise_not(x)
 
 
 _UNARY: dict[str, Unary] = {
@@ -46,7 +80,7 @@ _UNARY: dict[str, Unary] = {
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
-    "BitwiseNot": torch.bitwise_not,
+    "BitwiseNot": _bitwise_not,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
@@ -119,6 +153,8 @@ def power(base: Tensor, exponent: Tensor) -> Tensor:
     """The result has the type of the base, whatever the exponent's."""
     if exponent.ndim == 0 and exponent.device.type == "cpu" and not exponent.requires_grad:
         return base.pow(scalar(exponent)).to(base.dtype)
+    if base.is_floating_point() and not exponent.is_floating_point():
+        exponent = exponent.to(base.dtype)
     return base.pow(exponent).to(base.dtype)
 
 
@@ -144,7 +180,7 @@ def _fold(function: Binary) -> Callable[..., Tensor]:
 
 op("Max", since=8)(_fold(torch.maximum))
 op("Min", since=8)(_fold(torch.minimum))
-op("Sum", since=8)(_fold(operator.add))
+op("Sum", since=8)(_fold(torch.add))
 
 
 @op("Mean", since=8)

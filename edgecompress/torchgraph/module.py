@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -11,39 +11,44 @@ from torch import Tensor, nn
 
 from edgecompress.errors import DataError, ModelError, nearest
 from edgecompress.model import Model
-from edgecompress.torchgraph.program import HOST_LIMIT, Program, Step, read
+from edgecompress.torchgraph.execution import Observer, Schedule, execute, placed, schedule
+from edgecompress.torchgraph.program import Origin, Program, read
 from edgecompress.torchgraph.values import to_numpy
 
 __all__ = ["TorchGraph", "to_torch"]
-
-Observer = Callable[[str, Tensor], None]
 
 
 def to_torch(
     model: Model,
     nodes: Sequence[ir.Node] | None = None,
     *,
+    outputs: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> TorchGraph:
     """Turn a graph, or a slice of it, into a torch module that computes the same.
 
-    Float initializers of rank >= 1 become parameters, those that are only running statistics
-    become buffers, and scalars and everything read as a shape, axis or bound stay fixed numbers.
-    Parameters own their memory, so training never writes into the model behind its back; see
-    :meth:`TorchGraph.write_back`. Model-local functions are inlined.
+    Float initializers of rank >= 1 become parameters, those of sub-graphs too; those that are only
+    running statistics become buffers, and scalars and everything read as a shape, axis or bound
+    stay fixed numbers. Parameters own their memory, so training never writes into the model behind
+    its back; see :meth:`TorchGraph.write_back`. Model-local functions are inlined. The gradient of
+    a quantized value that is dequantized again is the straight-through one.
 
     Args:
         model: The graph.
-        nodes: A slice of the main graph in topological order; None takes all of it.
+        nodes: A slice of the main graph in topological order; None takes all of it. What their
+            sub-graphs read of the outer graph is fed like any other input of the slice.
+        outputs: Values to compute: nodes that none of them needs are left out, whether they have a
+            translation or not. Default: the graph's outputs, or for a slice the values used
+            outside of it.
         device: Where parameters and computation live. Shape arithmetic stays on the host.
 
     Raises:
         UnsupportedOperatorError: Some operators have no translation; it names all of them.
-        ModelError: A constant or an attribute cannot be read.
+        ModelError: A constant or an attribute cannot be read, or an output does not exist.
     """
     if nodes is None and model.ir.functions:
         model = _inlined(model)
-    return TorchGraph(read(model, nodes)).to(device)
+    return TorchGraph(read(model, nodes, outputs)).to(device)
 
 
 def _inlined(model: Model) -> Model:
@@ -54,10 +59,24 @@ def _inlined(model: Model) -> Model:
     return clone
 
 
-class _Plan(NamedTuple):
-    """What has to run for a set of wanted values, and what is dead behind each step."""
+def _subgraph(model: Model, origin: Origin) -> Model:
+    """The sub-graph in which an initializer lies, as a model that shares it."""
+    graph = model.ir.graph
+    for output, attribute in origin[0]:
+        node = next((node for node in graph if node.outputs[0].name == output), None)
+        if node is None or attribute not in node.attributes:
+            raise ModelError(
+                f"has no initializer {origin[1]!r} in {attribute} of the node of {output!r}",
+                where=str(model.path or "model"),
+            )
+        graph = node.attributes[attribute].as_graph()
+    return Model(ir.Model(graph, ir_version=model.ir.ir_version), path=model.path)
 
-    steps: list[tuple[Step, tuple[str, ...]]]
+
+class _Plan(NamedTuple):
+    """What has to run for a set of wanted values, and where its inputs lie."""
+
+    schedule: Schedule
     inputs: tuple[str, ...]
     stored: tuple[tuple[str, str], ...]
     host: dict[str, Tensor]
@@ -66,7 +85,8 @@ class _Plan(NamedTuple):
 class TorchGraph(nn.Module):
     """Interprets the nodes in order; made by :func:`to_torch`.
 
-    Each value is freed after its last use, so the peak memory is that of the live set.
+    Each value is freed after its last use, so the peak memory is that of the live set. A value is
+    a tensor; an ONNX sequence is a list of tensors, and an empty optional is None.
     """
 
     _anchor: Tensor
@@ -74,16 +94,17 @@ class TorchGraph(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self._program = program
-        self._plans: dict[tuple[frozenset[str], frozenset[str]], _Plan] = {}
+        self._plans: dict[tuple[frozenset[str], frozenset[str], bool], _Plan] = {}
         # Names of ONNX values hold characters that torch forbids in names of parameters.
         self._keys: dict[str, str] = {}
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
-        for name, tensor in program.parameters.items():
+        constants = program.constants
+        for name, tensor in constants.parameters.items():
             self.register_parameter(self._key(name), nn.Parameter(tensor))
-        for name, tensor in program.buffers.items():
+        for name, tensor in constants.buffers.items():
             self.register_buffer(self._key(name), tensor, persistent=False)
-        program.parameters = {}
-        program.buffers = {}
+        constants.parameters.clear()
+        constants.buffers.clear()
 
     def _key(self, name: str) -> str:
         key = name.replace(".", "/")
@@ -99,18 +120,21 @@ class TorchGraph(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Graph outputs, or for a slice the values used outside of it."""
+        """Graph outputs, for a slice the values used outside of it, or those asked for."""
         return self._program.outputs
 
     @property
     def parameters_by_initializer(self) -> dict[str, nn.Parameter]:
-        """Initializer name -> parameter; an initializer used twice is one parameter."""
+        """Initializer name -> parameter; an initializer used twice is one parameter.
+
+        Where a sub-graph's initializer bears a name that is taken, a number follows it.
+        """
         found = ((name, self._parameters.get(key)) for name, key in self._keys.items())
         return {name: parameter for name, parameter in found if parameter is not None}
 
     def forward(
         self,
-        feeds: Mapping[str, Tensor],
+        feeds: Mapping[str, Any],
         *,
         observe: Observer | None = None,
         watch: Collection[str] | None = None,
@@ -119,10 +143,10 @@ class TorchGraph(nn.Module):
         """Compute the outputs, running only the nodes that they and the watched values need.
 
         Args:
-            feeds: Input name -> tensor; moved to the module's device. Other names are ignored.
+            feeds: Input name -> value; moved to the module's device. Other names are ignored.
             observe: Called with name and value of each watched value as soon as it exists, inputs
                 first.
-            watch: Names of the values to observe.
+            watch: Names of the values to observe, of the main graph.
             outputs: Names of the values to return. Default: :attr:`output_names`.
 
         Raises:
@@ -137,15 +161,8 @@ class TorchGraph(nn.Module):
             for name, value in values.items():
                 if name in watched:
                     observe(name, value)
-        device = self._anchor.device
-        for step, dead in plan.steps:
-            _run(step, values, device)
-            if observe is not None:
-                for name in step.outputs:
-                    if name in watched:
-                        observe(name, values[name])
-            for name in dead:
-                del values[name]
+        device = self._program.place.device = self._anchor.device
+        execute(plan.schedule.steps, values, device, observe, watched)
         return {name: values[name] for name in wanted}
 
     def write_back(self, model: Model) -> list[str]:
@@ -155,21 +172,25 @@ class TorchGraph(nn.Module):
             model: The model, or a clone of it; it keeps its element types.
 
         Returns:
-            Names of the initializers whose values changed.
+            Names of the parameters whose values changed, as :attr:`parameters_by_initializer` has
+            them.
 
         Raises:
             ModelError: The model has no such initializer, or its shape differs.
         """
         changed = []
         for name, parameter in self.parameters_by_initializer.items():
-            old = model.initializer(name)
+            origin = self._program.origins.get(name)
+            holder = model if origin is None else _subgraph(model, origin)
+            initializer = name if origin is None else origin[1]
+            old = holder.initializer(initializer)
             new = to_numpy(parameter, old.dtype)
             if old.shape != new.shape or old.tobytes() != new.tobytes():
-                model.set_initializer(name, new)
+                holder.set_initializer(initializer, new)
                 changed.append(name)
         return changed
 
-    def _start(self, plan: _Plan, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _start(self, plan: _Plan, feeds: Mapping[str, Any]) -> dict[str, Any]:
         missing = [name for name in plan.inputs if name not in feeds]
         if missing:
             raise DataError(
@@ -177,94 +198,34 @@ class TorchGraph(nn.Module):
                 cure=f"feed {', '.join(missing)}",
             )
         device = self._anchor.device
-        values = dict(plan.host)
+        values: dict[str, Any] = dict(plan.host)
         for name, key in plan.stored:
             values[name] = getattr(self, key)
         for name in plan.inputs:
-            values[name] = feeds[name].to(device)
+            values[name] = placed(feeds[name], device)
         return values
 
     def _plan(self, wanted: frozenset[str], watched: frozenset[str]) -> _Plan:
-        key = wanted, watched
+        key = wanted, watched, torch.is_grad_enabled()
         if key not in self._plans:
             self._check_known(wanted | watched)
-            self._plans[key] = self._make_plan(wanted, watched)
+            self._plans[key] = self._make_plan(*key)
         return self._plans[key]
 
     def _check_known(self, names: frozenset[str]) -> None:
         program = self._program
         known = {name for step in program.steps for name in step.outputs}
-        known.update(program.inputs, self._keys, program.host)
+        known.update(program.inputs, self._keys, program.constants.host)
         for name in sorted(names - known):
             raise ModelError(f"has no value {name!r}", cure=nearest(name, sorted(known)[:200]))
 
-    def _make_plan(self, wanted: frozenset[str], watched: frozenset[str]) -> _Plan:
-        live = set(wanted | watched)
-        steps: list[tuple[Step, tuple[str, ...]]] = []
-        still_needed = set(wanted)
-        for step in reversed(self._program.steps):
-            if live.isdisjoint(step.outputs):
-                continue
-            touched = dict.fromkeys((*step.inputs, *step.outputs))
-            dead = tuple(name for name in touched if name and name not in still_needed)
-            steps.append((step, dead))
-            live.update(step.inputs)
-            still_needed.update(step.inputs)
-        steps.reverse()
+    def _make_plan(self, wanted: frozenset[str], watched: frozenset[str], gradients: bool) -> _Plan:
         program = self._program
+        needs = schedule(program.steps, wanted, watched, gradients=gradients)
+        live = needs.needed
         return _Plan(
-            steps=steps,
+            schedule=needs,
             inputs=tuple(name for name in program.inputs if name in live),
             stored=tuple((name, key) for name, key in self._keys.items() if name in live),
-            host={name: tensor for name, tensor in program.host.items() if name in live},
+            host={name: held for name, held in program.constants.host.items() if name in live},
         )
-
-
-_FROM_TORCH = (RuntimeError, TypeError, ValueError, IndexError)
-
-
-def _run(step: Step, values: dict[str, Tensor], device: torch.device) -> None:
-    arguments = [values[name] if name else None for name in step.inputs]
-    on_host = device.type == "cpu"
-    if not on_host:
-        _gather_on(device, arguments, step.host)
-    try:
-        result = step.run(*arguments)
-    except torch.OutOfMemoryError:
-        raise
-    except ModelError as error:
-        raise ModelError(error.what, where=error.where or step.label, cure=error.cure) from error
-    except _FROM_TORCH as error:
-        shapes = ", ".join(
-            "-" if t is None else f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
-            for t in arguments
-        )
-        raise ModelError(
-            f"cannot run on ({shapes}): {(str(error) or repr(error)).splitlines()[0]}",
-            where=step.label,
-            cure="check the shapes and types of the inputs",
-        ) from error
-    results = (result,) if isinstance(result, Tensor) else result
-    for index, name in enumerate(step.outputs):
-        if not name:
-            continue
-        if index >= len(results):
-            raise ModelError(f"its output {name!r} has no torch translation", where=step.label)
-        tensor = results[index]
-        large_on_host = not on_host and tensor.numel() > HOST_LIMIT
-        values[name] = tensor.to(device) if large_on_host else tensor
-
-
-def _gather_on(device: torch.device, arguments: list[Tensor | None], host: frozenset[int]) -> None:
-    """Bring the tensors of a step together: on the host only if all of them are there.
-
-    torch takes scalars of the host beside tensors of a device, and inputs that are read as
-    numbers are wanted on the host.
-    """
-    movable = [i for i, t in enumerate(arguments) if t is not None and i not in host]
-    if all(arguments[i].device.type == "cpu" for i in movable):  # type: ignore[union-attr]
-        return
-    for i in movable:
-        tensor = arguments[i]
-        if tensor is not None and tensor.ndim > 0:
-            arguments[i] = tensor.to(device)

@@ -29,7 +29,18 @@ def batch_norm(
     """
     if not spatial:
         raise unsupported("BatchNormalization with spatial=0")
-    return functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+    return _by_statistics(x, scale, bias, mean, var, epsilon)
+
+
+def _by_statistics(
+    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, epsilon: float
+) -> Tensor:
+    if not (mean.requires_grad or var.requires_grad):
+        return functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+    # torch's kernel lets no gradient through to the statistics.
+    factor = scale * torch.rsqrt(var + epsilon)
+    per_channel = [-1, *[1] * (x.ndim - 2)]
+    return x * factor.reshape(per_channel) + (bias - mean * factor).reshape(per_channel)
 
 
 @op("BatchNormalization", since=14, statistics=(3, 4))
@@ -49,7 +60,7 @@ def batch_norm_14(
         return batch_norm(x, scale, bias, mean, var, epsilon=epsilon)
     others = [axis for axis in range(x.ndim) if axis != 1]
     batch_var, batch_mean = torch.var_mean(x, others, correction=0)
-    y = functional.batch_norm(x, batch_mean, batch_var, scale, bias, False, 0.0, epsilon)
+    y = _by_statistics(x, scale, bias, batch_mean, batch_var, epsilon)
     return (
         y,
         mean * momentum + batch_mean * (1 - momentum),
@@ -63,7 +74,8 @@ def instance_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e
     return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
-@op("LayerNormalization", since=17)
+# onnxruntime writes this operator into files of any opset.
+@op("LayerNormalization", since=1)
 def layer_norm(
     x: Tensor,
     scale: Tensor,

@@ -2,112 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx_ir as ir
 from torch import Tensor
 
-from edgecompress.errors import ModelError, UnsupportedOperatorError
-from edgecompress.model import DEFAULT_DOMAINS, Model
-from edgecompress.torchgraph import registry
-from edgecompress.torchgraph.registry import Kernel, Operator
-from edgecompress.torchgraph.values import NARROW_TYPES, to_tensor
+from edgecompress.errors import ModelError
+from edgecompress.model import Model
+from edgecompress.torchgraph.bodies import Body, OutputType, Place, all_graphs, subgraphs
+from edgecompress.torchgraph.constants import Constants, Use, is_constant, is_fixed
+from edgecompress.torchgraph.execution import Step
+from edgecompress.torchgraph.lookup import find_operators
+from edgecompress.torchgraph.registry import Operator
+from edgecompress.torchgraph.slices import ancestors, border, graph_inputs, values_by_name
+from edgecompress.torchgraph.straight_through import float_side, straight_through
+from edgecompress.torchgraph.values import to_tensor
 
-__all__ = ["HOST_LIMIT", "Program", "Step", "read"]
+__all__ = ["Origin", "Program", "read"]
 
-HOST_LIMIT = 4096
-"""Elements up to which an integer tensor may live on the host beside a module on a device."""
-
-_FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-
-
-class Step(NamedTuple):
-    """One node, with its attributes parsed.
-
-    Attributes:
-        run: Inputs in, outputs out.
-        inputs: Value names; "" where an optional input is absent.
-        outputs: Value names; "" where nobody wants the output.
-        host: Positions of inputs that may stay on the host.
-        label: The node as errors name it.
-    """
-
-    run: Kernel
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    host: frozenset[int]
-    label: str
+Origin = tuple[tuple[tuple[str, str], ...], str]
+"""Path to a sub-graph, and the name of an initializer in it."""
 
 
 @dataclass
 class Program:
     """Steps in order, the names at their borders, and the constants sorted by their role.
 
+    Constants of sub-graphs are here too, under names of their own; the steps of the nodes that
+    hold the sub-graphs list them among their inputs, with all other outer values that they read.
+
     Attributes:
-        parameters: Float initializers of rank >= 1 that some node uses as a weight.
-        buffers: Constants that follow the module to its device.
-        host: Constants that stay on the host: scalars, small integers, shapes and axes.
+        constants: Those that the steps read, and those that are returned as they are.
+        origins: Where those initializers lie that are not in the main graph.
+        place: Where the sub-graphs run.
     """
 
     steps: list[Step]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    parameters: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    host: dict[str, Tensor]
+    constants: Constants
+    origins: dict[str, Origin]
+    place: Place
 
 
-def read(model: Model, nodes: Sequence[ir.Node] | None) -> Program:
+def read(
+    model: Model, nodes: Sequence[ir.Node] | None, outputs: Sequence[str] | None = None
+) -> Program:
     """Translate the nodes of a slice (None: of the whole graph).
+
+    Args:
+        model: The graph.
+        nodes: Of the main graph, in order.
+        outputs: Take only the nodes that these values need.
 
     Raises:
         UnsupportedOperatorError: Operators, or attributes of theirs, without a translation.
-        ModelError: A required attribute is missing, or a constant's type is unknown to torch.
+        ModelError: A required attribute is missing, a constant's type is unknown to torch, or a
+            wanted value does not exist.
     """
     graph = model.ir.graph
     chosen = list(graph) if nodes is None else list(nodes)
-    running = [node for node in chosen if not _is_constant(node)]
-    operators = _find_operators(model, running)
-    produced = {value for node in running for value in node.outputs}
-    constants: dict[str, tuple[ir.Value, list[_Use]]] = {}
-    inputs: dict[str, None] = {}
-    for node, operator in zip(running, operators, strict=True):
-        for index, value in enumerate(node.inputs):
-            if value is None or value in produced:
-                continue
-            if _is_fixed(value):
-                uses = constants.setdefault(_name(value), (value, []))[1]
-                uses.append(_Use(node, operator, index))
-            else:
-                inputs.setdefault(_name(value))
-    returned = _border(graph, chosen, whole=nodes is None)
-    for value in returned:
-        if value in produced:
-            continue
-        if _is_fixed(value):
-            constants.setdefault(_name(value), (value, []))
-        else:
-            inputs.setdefault(_name(value))
-    program = Program(
-        steps=[_step(n, o) for n, o in zip(running, operators, strict=True)],
-        inputs=_graph_inputs(graph) if nodes is None else tuple(inputs),
-        outputs=tuple(_name(value) for value in returned),
-        parameters={},
-        buffers={},
-        host={},
+    if outputs is None:
+        returned = border(graph, chosen, whole=nodes is None)
+    else:
+        returned = values_by_name(graph, chosen, outputs)
+        chosen = ancestors(chosen, returned)
+    reader = _Reader(graph, chosen, find_operators(model, chosen))
+    steps, outer = reader.scope(chosen, (), returned)
+    fed = {value: None for value in outer if not is_fixed(value)}
+    if nodes is None and outputs is None:
+        fed = dict.fromkeys(graph_inputs(graph))
+    elif nodes is None:
+        fed = {value: None for value in graph_inputs(graph) if value in fed}
+    constants = Constants({}, {}, {})
+    for value, uses in reader.uses.items():
+        constants.place(reader.key(value), value, uses)
+    return Program(
+        steps=steps,
+        inputs=tuple(reader.key(value) for value in fed),
+        outputs=tuple(reader.key(value) for value in returned),
+        constants=constants,
+        origins=reader.origins,
+        place=reader.place,
     )
-    for name, (value, uses) in constants.items():
-        _place_constant(program, name, value, uses)
-    return program
 
 
-class _Use(NamedTuple):
-    node: ir.Node
-    operator: Operator
-    position: int
+class _Reader:
+    """Reads scope after scope; values of sub-graphs get names that nobody else has.
+
+    Attributes:
+        uses: Constants of all scopes, and who reads them.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, chosen: Iterable[ir.Node], operators: dict[ir.Node, Operator]
+    ) -> None:
+        self.uses: dict[ir.Value, list[Use]] = {}
+        self.origins: dict[str, Origin] = {}
+        self.place = Place()
+        self._operators = operators
+        self._keys: dict[ir.Value, str] = {}
+        nested = [found for node in chosen for found in all_graphs(node)]
+        taken = {value.name for value in _own_values(graph)} if nested else set()
+        for path, inner in nested:
+            for value in _own_values(inner):
+                name = key = _name(value)
+                copies = 1
+                while key in taken:
+                    copies += 1
+                    key = f"{name}_{copies}"
+                taken.add(key)
+                self._keys[value] = key
+                if value.is_initializer():
+                    self.origins[key] = path, name
+
+    def key(self, value: ir.Value) -> str:
+        """The name of a value in the program."""
+        return self._keys.get(value) or _name(value)
+
+    def scope(
+        self, nodes: Iterable[ir.Node], given: Iterable[ir.Value], returned: Iterable[ir.Value]
+    ) -> tuple[list[Step], dict[ir.Value, None]]:
+        """Steps of a graph, and the outer values that it reads.
+
+        Args:
+            nodes: Its nodes.
+            given: Its inputs.
+            returned: Its outputs.
+        """
+        running = [node for node in nodes if not is_constant(node)]
+        known = {*given, *(value for node in running for value in node.outputs)}
+        outer: dict[ir.Value, None] = {}
+        steps: list[Step] = []
+        for node in running:
+            operator = self._operators[node]
+            bodies = {name: self._body(graph) for name, graph in subgraphs(node)}
+            captured = dict.fromkeys(value for _, reads in bodies.values() for value in reads)
+            for position, value in enumerate(node.inputs):
+                if value is not None and value not in known:
+                    outer.setdefault(value)
+                    if is_fixed(value):
+                        self.uses.setdefault(value, []).append(Use(operator, position))
+            outer.update(dict.fromkeys(value for value in captured if value not in known))
+            steps.append(self._step(node, operator, bodies, tuple(captured), known))
+        for value in returned:
+            if value not in known:
+                outer.setdefault(value)
+                if is_fixed(value):
+                    self.uses.setdefault(value, [])
+        return steps, outer
+
+    def _body(self, graph: ir.Graph) -> tuple[Body, dict[ir.Value, None]]:
+        steps, outer = self.scope(graph, graph.inputs, graph.outputs)
+        body = Body(
+            steps,
+            inputs=tuple(self.key(value) for value in graph.inputs),
+            outputs=tuple(self.key(value) for value in graph.outputs),
+            outer=tuple(self.key(value) for value in outer),
+            types=tuple(OutputType.of(value) for value in graph.outputs),
+            place=self.place,
+        )
+        return body, outer
+
+    def _step(
+        self,
+        node: ir.Node,
+        operator: Operator,
+        bodies: dict[str, tuple[Body, dict[ir.Value, None]]],
+        captured: tuple[ir.Value, ...],
+        known: set[ir.Value],
+    ) -> Step:
+        label = f"{node.op_type} node {node.name or node.outputs[0].name!r}"
+        keywords = _keywords(node, operator, label)
+        places = {value: position for position, value in enumerate(captured)}
+        for name, (body, reads) in bodies.items():
+            body.captured = tuple(places[value] for value in reads)
+            keywords[operator.keywords[name]] = body
+        inputs = tuple("" if value is None else self.key(value) for value in node.inputs)
+        step = Step(
+            run=partial(operator.function, **keywords) if keywords else operator.function,
+            inputs=inputs + tuple(self.key(value) for value in captured),
+            outputs=tuple(self.key(value) if value.name else "" for value in node.outputs),
+            # The nodes of a sub-graph know themselves which of their inputs may stay on the host.
+            host=frozenset(range(len(inputs) + len(captured))) if bodies else operator.host,
+            label=label,
+        )
+        x = float_side(node)
+        if x is None or node.inputs[0] not in known:
+            return step
+        form = {name: keywords[name] for name in ("axis", "block_size") if name in keywords}
+        return step._replace(
+            run=partial(straight_through, step.run, **form),
+            inputs=(*(*inputs, "")[:3], self.key(x)),
+            plain=step,
+        )
+
+
+def _own_values(graph: ir.Graph) -> Iterable[ir.Value]:
+    named = (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs))
+    return dict.fromkeys(value for value in named if value.name)
 
 
 def _name(value: ir.Value) -> str:
@@ -116,142 +212,23 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-def _is_constant(node: ir.Node) -> bool:
-    return node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS
-
-
-def _is_fixed(value: ir.Value) -> bool:
-    producer = value.producer()
-    if producer is not None:
-        return _is_constant(producer)
-    return value.const_value is not None
-
-
-def _graph_inputs(graph: ir.Graph) -> tuple[str, ...]:
-    return tuple(_name(v) for v in graph.inputs if v.name not in graph.initializers)
-
-
-def _border(graph: ir.Graph, chosen: list[ir.Node], *, whole: bool) -> list[ir.Value]:
-    """Values that somebody outside of the slice wants."""
-    if whole:
-        return list(graph.outputs)
-    inside = set(chosen)
-    wanted = set(graph.outputs)
-    return [
-        value
-        for node in chosen
-        if not _is_constant(node)
-        for value in node.outputs
-        if value in wanted or any(use.node not in inside for use in value.uses())
-    ]
-
-
-def _find_operators(model: Model, nodes: list[ir.Node]) -> list[Operator]:
-    """The translation of each node, or one error that names all that have none."""
-    found: list[Operator] = []
-    missing: list[str] = []
-    for node in nodes:
-        domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-        opset = model.opset if domain == "" else model.ir.opset_imports.get(domain, 1)
-        operator = registry.find(domain, node.op_type, opset)
-        text = f"{domain or 'ai.onnx'}::{node.op_type} (opset {opset})"
-        if operator is None or (domain == "" and opset > registry.NEWEST_OPSET):
-            missing.append(text)
-            continue
-        narrow = [] if operator.widens else _narrow_types(node)
-        if narrow:
-            missing.append(f"{text} of {', '.join(narrow)}")
-            continue
-        odd = [name for name in node.attributes if name not in operator.keywords]
-        if odd:
-            missing.append(f"{text} with attribute {', '.join(sorted(odd))}")
-            continue
-        found.append(operator)
-    if missing:
-        raise UnsupportedOperatorError(
-            "operators without a torch translation",
-            missing,
-            where=str(model.path or "model"),
-            cure="leave their nodes out of the slice, rewrite them in standard operators, "
-            "or add a function for each in edgecompress/torchgraph",
-        )
-    return found
-
-
-def _narrow_types(node: ir.Node) -> list[str]:
-    """Element types of its inputs that torch only holds in a wider type."""
-    found = set()
-    for value in node.inputs:
-        if value is not None:
-            tensor = value.const_value
-            found.add(value.dtype if tensor is None else tensor.dtype)
-    return sorted(dtype.name for dtype in found if dtype in NARROW_TYPES)
-
-
-def _step(node: ir.Node, operator: Operator) -> Step:
-    label = f"{node.op_type} node {node.name or node.outputs[0].name!r}"
+def _keywords(node: ir.Node, operator: Operator, label: str) -> dict[str, Any]:
+    """The attributes of a node, but for its sub-graphs."""
     lacking = operator.required - node.attributes.keys()
     if lacking:
         raise ModelError(f"lacks the attribute {', '.join(sorted(lacking))}", where=label)
     keywords: dict[str, Any] = {
         operator.keywords[name]: _attribute(attribute)
         for name, attribute in node.attributes.items()
+        if attribute.type != ir.AttributeType.GRAPH
     }
     if operator.counts_outputs:
         named = (i + 1 for i, value in enumerate(node.outputs) if value.name)
         keywords["n_outputs"] = max(named, default=0)
-    return Step(
-        run=partial(operator.function, **keywords) if keywords else operator.function,
-        inputs=tuple("" if value is None else _name(value) for value in node.inputs),
-        outputs=tuple(value.name or "" for value in node.outputs),
-        host=operator.host,
-        label=label,
-    )
+    return keywords
 
 
-def _attribute(attribute: ir.Attr) -> Any:
+def _attribute(attribute: ir.Attr) -> Tensor | Any:
     if attribute.type == ir.AttributeType.TENSOR:
         return to_tensor(attribute.as_tensor())
     return attribute.value
-
-
-def _place_constant(program: Program, name: str, value: ir.Value, uses: list[_Use]) -> None:
-    tensor = _constant(value)
-    real = [use for use in uses if use.position not in use.operator.host]
-    trained = any(use.position not in use.operator.statistics for use in real)
-    is_float = tensor.dtype in _FLOATS
-    rank = len(tensor.shape)
-    if is_float and rank > 0 and trained and value.is_initializer():
-        program.parameters[name] = to_tensor(tensor, copy=True)
-    elif rank == 0 or not real or (not is_float and tensor.size <= HOST_LIMIT):
-        program.host[name] = to_tensor(tensor)
-    else:
-        program.buffers[name] = to_tensor(tensor)
-
-
-def _constant(value: ir.Value) -> ir.TensorProtocol:
-    producer = value.producer()
-    if producer is None:
-        if value.const_value is None:
-            raise ModelError(f"initializer {value.name!r} has no values")
-        return value.const_value
-    attributes = producer.attributes
-    if "value" in attributes:
-        return attributes["value"].as_tensor()
-    for name, dtype in _CONSTANT_FORMS.items():
-        if name in attributes:
-            return ir.tensor(attributes[name].value, dtype=dtype)
-    raise UnsupportedOperatorError(
-        "operators without a torch translation",
-        [f"ai.onnx::Constant with attribute {', '.join(attributes)}"],
-        where=f"constant {value.name!r}",
-        cure="store it as a dense tensor of numbers",
-    )
-
-
-_CONSTANT_FORMS = {
-    "value_float": ir.DataType.FLOAT,
-    "value_floats": ir.DataType.FLOAT,
-    "value_int": ir.DataType.INT64,
-    "value_ints": ir.DataType.INT64,
-}

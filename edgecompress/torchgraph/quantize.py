@@ -13,6 +13,8 @@ from edgecompress.torchgraph.convolution import conv
 from edgecompress.torchgraph.registry import op
 from edgecompress.torchgraph.values import axis_of, torch_dtype
 
+__all__ = ["centred", "dequantize_linear", "dynamic_quantize_linear", "quantize_linear"]
+
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
     """Scale or zero point in a shape that broadcasts against ``x``: per tensor, axis or block."""
@@ -89,7 +91,7 @@ def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return quantize_linear(x, scale, zero_point), scale, zero_point
 
 
-def _centred(x: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
+def centred(x: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
     """Integers minus their zero point, in float64, which is exact for sums of int32 size."""
     y = x.to(torch.float64)
     if zero_point is None:
@@ -107,7 +109,7 @@ def matmul_integer(
     a: Tensor, b: Tensor, a_zero_point: Tensor | None = None, b_zero_point: Tensor | None = None
 ) -> Tensor:
     """int32 product of 8-bit matrices; zero points per tensor, row of a or column of b."""
-    product = _centred(a, a_zero_point, -2) @ _centred(b, b_zero_point, -1)
+    product = centred(a, a_zero_point, -2) @ centred(b, b_zero_point, -1)
     return product.to(torch.int32)
 
 
@@ -127,8 +129,8 @@ def conv_integer(
 ) -> Tensor:
     """int32 convolution of 8-bit tensors; the padding stands for the real number 0."""
     y = conv(
-        _centred(x, x_zero_point, 1),
-        _centred(weight, w_zero_point, 0),
+        centred(x, x_zero_point, 1),
+        centred(weight, w_zero_point, 0),
         auto_pad=auto_pad,
         dilations=dilations,
         group=group,

@@ -15,9 +15,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import onnx_ir as ir
 from torch import Tensor
 
-__all__ = ["NEWEST_OPSET", "Kernel", "Operator", "find", "op", "supported_operators"]
+from edgecompress.model import DEFAULT_DOMAINS
+
+__all__ = [
+    "NEWEST_OPSET",
+    "Kernel",
+    "Operator",
+    "find",
+    "is_supported",
+    "op",
+    "supported_operators",
+]
 
 # The functions follow the specification up to this opset of the standard domain.
 NEWEST_OPSET = 28
@@ -107,6 +118,36 @@ def find(domain: str, name: str, opset: int) -> Operator | None:
     versions = _OPERATORS.get((domain, name), {})
     since = max((version for version in versions if version <= opset), default=None)
     return None if since is None else versions[since]
+
+
+def is_supported(node: ir.Node, opsets: Mapping[str, int]) -> bool:
+    """Whether a node, and every node of its sub-graphs, has a translation.
+
+    Its attributes and element types are looked at only when it is translated.
+
+    Args:
+        node: Of the main graph or of a sub-graph.
+        opsets: Domain -> version, as the model imports them.
+    """
+    if node.domain in DEFAULT_DOMAINS:
+        domain, opset = "", opsets.get("", opsets.get("ai.onnx", 1))
+    else:
+        domain, opset = node.domain, opsets.get(node.domain, 1)
+    if domain == "" and opset > NEWEST_OPSET:
+        return False
+    if find(domain, node.op_type, opset) is None and (domain, node.op_type) != ("", "Constant"):
+        return False
+    return all(
+        is_supported(inner, opsets)
+        for attribute in node.attributes.values()
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for graph in (
+            [attribute.as_graph()]
+            if attribute.type == ir.AttributeType.GRAPH
+            else attribute.as_graphs()
+        )
+        for inner in graph
+    )
 
 
 def supported_operators() -> dict[tuple[str, str], tuple[int, ...]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edgecompress.torchgraph.registry import op
-from edgecompress.torchgraph.values import axis_of, integers, scalar
+from edgecompress.torchgraph.values import axis_of, integers, scalar, unsupported
 
 
 def _top_k(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
@@ -45,6 +45,31 @@ def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor
     """Slices along the axis (flattened without one) for which the condition holds."""
     chosen = torch.nonzero(condition).reshape(-1)
     return x.reshape(-1)[chosen] if axis is None else x.index_select(axis, chosen)
+
+
+@op("Unique", since=11)
+def unique(x: Tensor, *, axis: int | None = None, sorted_: int = 1) -> tuple[Tensor, ...]:
+    """Distinct elements or slices, where each comes first, which each element is, how often.
+
+    Raises:
+        ModelError: ``x`` holds NaN, which is or is not equal to itself depending on the library.
+    """
+    if x.is_floating_point() and bool(x.isnan().any()):
+        raise unsupported("Unique of NaN")
+    _, inverse, counts = torch.unique(
+        x.detach(), sorted=True, return_inverse=True, return_counts=True, dim=axis
+    )
+    inverse = inverse.reshape(-1)
+    places = torch.arange(inverse.numel(), device=x.device)
+    first = places.new_full((counts.numel(),), inverse.numel())
+    first = first.scatter_reduce(0, inverse, places, "amin")
+    whole, along = (x.reshape(-1), 0) if axis is None else (x, axis)
+    if sorted_:
+        return whole.index_select(along, first), first, inverse, counts
+    order = torch.argsort(first)
+    rank = torch.empty_like(order).scatter(0, order, torch.arange(order.numel(), device=x.device))
+    first = first[order]
+    return whole.index_select(along, first), first, rank[inverse], counts[order]
 
 
 @op("OneHot", since=9, host=(1,))

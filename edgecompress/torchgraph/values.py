@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edgecompress.errors import ModelError
+from edgecompress.weights.external_data import read
 
 __all__ = [
     "NARROW_TYPES",
@@ -92,16 +93,18 @@ def to_tensor(constant: ir.TensorProtocol, *, copy: bool = False) -> Tensor:
     Args:
         constant: The values.
         copy: Own the memory. Without it a writable array is shared, and only a read-only one
-            (a memory-mapped file, a protobuf) is copied, as torch cannot hold such memory.
+            (a protobuf) is copied, as torch cannot hold such memory. What lies in a file of its own
+            is read, and its memory goes with the tensor.
 
     Raises:
-        ModelError: Its element type has no torch counterpart.
+        ModelError: Its element type has no torch counterpart, or its file cannot be read.
     """
     narrow = NARROW_TYPES.get(constant.dtype)
     if narrow is not None:
-        return torch.from_numpy(constant.numpy().astype(narrow))
+        return torch.from_numpy(read(constant).astype(narrow))
     dtype = torch_dtype(constant.dtype)
-    array = constant.numpy()
+    array = read(constant)
+    copy = copy and not isinstance(constant, ir.ExternalTensor)
     bits = _AS_BITS.get(dtype)
     if bits is not None:
         array = array.view(bits)
