@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple, get_args
 
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from edgecompress.calibration import CalibrationSet
+from edgecompress.data.calibration import CalibrationSet
 from edgecompress.errors import DataError, RecipeError, nearest
 from edgecompress.references import is_reference, load_callable
-from edgecompress.scores import BUILT_IN, Arrays, Score, UserFunction, sqnr_db
+from edgecompress.scores.base import Arrays, Predict, Score
+from edgecompress.scores.classes import Average, Confusion, TopK
+from edgecompress.scores.correlation import Correlation
+from edgecompress.scores.language import Perplexity
+from edgecompress.scores.reference import (
+    Agreement,
+    Cosine,
+    MeanSquaredError,
+    Sqnr,
+    sqnr_db,
+)
+from edgecompress.scores.user import UserFunction
 
-__all__ = ["Metric", "MetricResult", "MetricSpec", "Predict", "make_metric", "sqnr_db"]
-
-Predict = Callable[[dict[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]
+__all__ = [
+    "Metric",
+    "MetricResult",
+    "MetricSpec",
+    "Predict",
+    "make_metric",
+    "metric_names",
+    "sqnr_db",
+]
 
 
 class MetricSpec(BaseModel):
     """The ``[metric]`` table of a recipe.
 
+    ``metric_drop`` is the absolute change of the figure in its own unit, perplexity's too.
+
     Attributes:
-        name: A built-in metric (``top1``, ``top5``, ``cosine``, ``sqnr``, ``agreement``), or
-            ``file.py:function`` / ``package.module:function``, called once as
+        name: A built-in metric, or ``file.py:function`` / ``package.module:function``. Of class
+            numbers: ``top1`` (also ``accuracy``), ``top5`` and any other ``topK``; ``f1``,
+            ``precision``, ``recall``; the label -100 counts for nothing. Of numbers: ``spearman``
+            and ``pearson``, of an output of one number per row, or of the cosine of two embeddings
+            where ``data.texts`` names two columns. Of token ids: ``perplexity``. Against the float
+            model: ``cosine``, ``sqnr`` (dB), ``agreement``, ``mse``. A function is called once as
             ``function(outputs: dict[str, ndarray], labels: ndarray | None) -> float`` with the
-            outputs of all validation rows joined along the first axis; they are held in memory.
-        output: The model output to judge. Default: the first for top1, top5 and agreement; all for
-            cosine (their mean), for sqnr (the lowest) and for functions.
+            outputs of all validation rows in their order, held in memory; with three arguments, it
+            gets the model's inputs too. Rows of many shapes come as lists of arrays.
+        output: The model output to judge. Default: the first that fits; all for cosine (their
+            mean), sqnr (the lowest), mse (the highest) and functions.
+        average: Of f1, precision and recall: ``binary`` (of class 1), ``macro`` (mean over
+            classes) or ``micro`` (all decisions together). Default: binary for two classes, else
+            macro.
         higher_is_better: For functions only; default true.
     """
 
@@ -38,6 +65,7 @@ class MetricSpec(BaseModel):
 
     name: str
     output: str | None = None
+    average: Average | None = None
     higher_is_better: bool | None = None
 
 
@@ -57,6 +85,7 @@ class Metric:
         name: As in the recipe.
         higher_is_better: Which way is good.
         needs_labels: It compares with labels.
+        label_kinds: Their numpy kinds: integers, or numbers of any kind.
         needs_reference: It compares with the float model's outputs.
         output: The model output to judge, None for the metric's default.
         score: Makes empty sums.
@@ -68,6 +97,7 @@ class Metric:
     needs_reference: bool
     output: str | None
     score: Callable[[], Score]
+    label_kinds: str = "iu"
 
     def check(self, data: CalibrationSet) -> None:
         """Refuse data that this metric cannot work on.
@@ -90,11 +120,14 @@ class Metric:
                 where="data",
                 cure="name the array in labels = ..., or use the metric 'cosine'",
             )
-        if labels.dtype.kind not in "iu":
+        if labels.dtype.kind not in self.label_kinds:
+            kind, integers = "class numbers", "integers from 0"
+            if "f" in self.label_kinds:
+                kind, integers = "numbers", "numbers"
             raise DataError(
-                f"the metric {self.name!r} needs labels that are class numbers, got {labels.dtype}",
+                f"the metric {self.name!r} needs labels that are {kind}, got {labels.dtype}",
                 where="data",
-                cure="save the labels as integers from 0, or use the metric 'cosine'",
+                cure=f"save the labels as {integers}, or use the metric 'cosine'",
             )
 
     def evaluate(
@@ -121,12 +154,14 @@ class Metric:
         if self.needs_reference and reference is None:
             raise ValueError(f"the metric {self.name!r} needs a reference")
         score, done = self.score(), 0
-        for batch in data.batches("validation"):
+        for number, batch in enumerate(data.batches("validation")):
+            if number == 0:
+                score.prepare(lambda feed: dict(self._chosen(predict(feed))), batch)
             expected: Arrays = {}
             if self.needs_reference and reference is not None:
                 expected = self._chosen(reference(batch.inputs))
             outputs = self._chosen(predict(batch.inputs))
-            score.add(outputs, expected, batch.labels, batch.rows)
+            score.add(outputs, expected, batch)
             done += batch.rows
             if progress is not None:
                 progress(self.name, done, data.validation_rows)
@@ -143,14 +178,60 @@ class Metric:
         return {self.output: outputs[self.output]}
 
 
+class _BuiltIn(NamedTuple):
+    """What a metric compares with, which way is good, and its sums."""
+
+    score: Callable[[], Score]
+    labels: str | None = None
+    reference: bool = False
+    higher: bool = True
+
+
+_CLASSES, _NUMBERS = "iu", "iuf"
+
+_BUILT_IN = {
+    "top1": _BuiltIn(partial(TopK, 1), _CLASSES),
+    "top5": _BuiltIn(partial(TopK, 5), _CLASSES),
+    "accuracy": _BuiltIn(partial(TopK, 1), _CLASSES),
+    "spearman": _BuiltIn(partial(Correlation, "spearman"), _NUMBERS),
+    "pearson": _BuiltIn(partial(Correlation, "pearson"), _NUMBERS),
+    "perplexity": _BuiltIn(Perplexity, higher=False),
+    "cosine": _BuiltIn(Cosine, reference=True),
+    "sqnr": _BuiltIn(Sqnr, reference=True),
+    "agreement": _BuiltIn(Agreement, reference=True),
+    "mse": _BuiltIn(MeanSquaredError, reference=True, higher=False),
+}
+
+
+def metric_names() -> list[str]:
+    """Names of the built-in metrics; ``topK`` works for any K."""
+    return [*_BUILT_IN, *get_args(_Averaged)]
+
+
+_Averaged = Literal["f1", "precision", "recall"]
+
+
+def _built_in(spec: MetricSpec) -> _BuiltIn | None:
+    averaged = {name: partial(Confusion, name, spec.average) for name in get_args(_Averaged)}
+    if spec.name in averaged:
+        return _BuiltIn(averaged[spec.name], _CLASSES)
+    if spec.average is not None:
+        listed = ", ".join(averaged)
+        raise RecipeError(f"is for {listed}, not for {spec.name!r}", where="metric.average")
+    top = re.fullmatch(r"top([1-9][0-9]{0,5})", spec.name)
+    if top is not None:
+        return _BuiltIn(partial(TopK, int(top[1])), _CLASSES)
+    return _BUILT_IN.get(spec.name)
+
+
 def make_metric(
     spec: MetricSpec | str | None, *, base: Path = Path("."), data: CalibrationSet | None = None
 ) -> Metric:
     """The metric that a recipe names.
 
     Args:
-        spec: Name or table; None chooses ``top1`` where the validation rows have class numbers as
-            labels, else ``cosine``.
+        spec: Name or table; None chooses ``spearman`` where the validation rows are pairs of texts
+            with labels, ``top1`` where they have class numbers as labels, else ``cosine``.
         base: Folder that relative paths start from: the recipe's.
         data: Consulted where ``spec`` is None.
 
@@ -158,20 +239,27 @@ def make_metric(
         RecipeError: Unknown name, or the user's function cannot be loaded.
     """
     if spec is None:
-        labels = None if data is None else data.labels("validation")
-        spec = "cosine" if labels is None or labels.dtype.kind not in "iu" else "top1"
+        spec = _default(data)
     if isinstance(spec, str):
         spec = MetricSpec(name=spec)
-    if spec.name in BUILT_IN:
+    found = _built_in(spec)
+    if found is not None:
         if spec.higher_is_better is not None:
             raise RecipeError(
                 f"{spec.name!r} knows which way is good", where="metric.higher_is_better"
             )
-        labels_needed, reference_needed, score = BUILT_IN[spec.name]
-        return Metric(spec.name, True, labels_needed, reference_needed, spec.output, score)
+        return Metric(
+            spec.name,
+            found.higher,
+            needs_labels=found.labels is not None,
+            needs_reference=found.reference,
+            output=spec.output,
+            score=found.score,
+            label_kinds=found.labels or "",
+        )
     if not is_reference(spec.name):
         raise RecipeError(
-            f"unknown metric {spec.name!r}; {nearest(spec.name, BUILT_IN)}",
+            f"unknown metric {spec.name!r}; {nearest(spec.name, metric_names())}",
             where="metric.name",
             cure="or name a function of your own: file.py:function",
         )
@@ -184,3 +272,12 @@ def make_metric(
         output=spec.output,
         score=partial(UserFunction, function, spec.name),
     )
+
+
+def _default(data: CalibrationSet | None) -> str:
+    labels = None if data is None else data.labels("validation")
+    if data is None or labels is None:
+        return "cosine"
+    if data.group("validation") == 2:
+        return "spearman"
+    return "top1" if labels.dtype.kind in "iu" else "cosine"

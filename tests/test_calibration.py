@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from edgecompress.calibration import CalibrationSet, DataSpec, PreprocessSpec
+from edgecompress.data.calibration import CalibrationSet, DataSpec, PreprocessSpec
+from edgecompress.data.splits import split_rows
 from edgecompress.errors import DataError, MissingDependencyError
 from edgecompress.model import Model, Signature, TensorSpec
 from edgecompress.references import is_reference, load_callable
-from edgecompress.splits import split_rows
 
 Shared = Callable[[str], Path]
 VECTORS = Signature((TensorSpec("x", "float32", ("N", 2)),), ())
@@ -107,6 +107,13 @@ def test_two_arrays_of_one_file_are_two_sources(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined(data, "validation"), vectors(4) + 100)
     assert data.labels("calibration") is None
     np.testing.assert_array_equal(data.labels("validation"), np.arange(4))
+
+
+@pytest.mark.parametrize("dtype", ["V4", "V8", [("a", "f4"), ("b", "f4")]], ids=str)
+def test_raw_bytes_and_records_are_no_numbers(tmp_path: Path, dtype: Any) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((6, 2), dtype))
+    with pytest.raises(DataError, match="expected x: float32"):
+        opened(tmp_path, {"path": "x.npy"})
 
 
 def test_rows_are_a_limit_and_the_seed_draws_them(tmp_path: Path) -> None:
@@ -464,7 +471,7 @@ bad_row[6] = np.inf
     [
         (lambda p: None, {}, "rows.npz: no such file or folder"),
         (lambda p: None, {"path": "rows.csv"}, "rows.csv: no such file"),
-        (lambda p: p.with_suffix(".csv").touch(), {"path": "rows.csv"}, r"expected .*got '\.csv'"),
+        (lambda p: p.with_suffix(".xml").touch(), {"path": "rows.xml"}, r"expected .*got '\.xml'"),
         (broken_npz, {}, "cannot be read"),
         (damaged_npz, {}, "cannot be read"),
         (arrays(x=np.array([{}, 1], object)), {}, "array 'x' cannot be read: Object arrays"),

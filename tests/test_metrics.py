@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgecompress.calibration import CalibrationSet, DataSpec
+from edgecompress.data.calibration import CalibrationSet, DataSpec
 from edgecompress.errors import DataError, RecipeError
 from edgecompress.metrics import MetricSpec, make_metric, sqnr_db
 from edgecompress.model import Signature, TensorSpec
@@ -167,7 +167,9 @@ def test_the_default_follows_the_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("top2", "unknown metric 'top2'; did you mean 'top"),
+        ("topp1", "unknown metric 'topp1'; did you mean 'top1'"),
+        ("top0", "unknown metric 'top0'"),
+        (MetricSpec(name="top1", average="micro"), "is for f1, precision, recall, not for 'top1'"),
         (MetricSpec(name="top1", higher_is_better=False), "knows which way"),
         ("mine.py:score", "no such file"),
     ],

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from edgecompress.data.feeds import Rows
+from edgecompress.data.preprocess import PreprocessSpec
+from edgecompress.data.rows import RowOptions, RowsSpec, Source, Table, open_source
+from edgecompress.data.text_setting import TextSetting
 from edgecompress.errors import DataError
-from edgecompress.feeds import Rows
-from edgecompress.preprocess import PreprocessSpec
-from edgecompress.rows import RowsSpec, Source, Table, open_source
 
 __all__ = ["DataSpec", "Split", "Tables", "draw", "open_tables", "split_rows"]
 
@@ -30,31 +30,38 @@ Preprocess = Annotated[
 ]
 
 
-class DataSpec(BaseModel):
+class DataSpec(RowOptions):
     """The ``[data]`` table of a recipe: one source that is split, or one table per split.
 
     Attributes:
-        path: One source for both; see :class:`RowsSpec`.
-        inputs: As in :class:`RowsSpec`, for ``path``.
-        labels: As in :class:`RowsSpec`, for ``path``.
+        path: One source for both; what it may name is told under ``calibration``.
+        inputs: For ``path``: model input -> name of the array.
+        labels: For ``path``: name of the array or column of labels.
         rows: At most so many rows of ``path``, for both together.
+        text: For ``path``: column of the text, by name or by number from 1.
+        texts: For ``path``: columns whose texts are rows of their own.
+        pair: For ``path``: two columns that are encoded together.
+        header: For ``path``: whether a table of text starts with the names of its columns.
+        blocks: For ``path``: cut the whole text into rows of ``max_length`` tokens.
         calibration: Rows of their own to calibrate on, instead of ``path``.
         validation: Rows of their own to validate on.
         validation_share: Share of the rows of a common source that validate; 0 for none.
-        preprocess: For image inputs: of the only input, or by input name.
+        tokenizer: For text: a transformers directory or a ``tokenizer.json``. Default: the
+            directory that the model came from.
+        max_length: At most so many tokens per text; longer ones are cut, and counted. Default:
+            what the model and its tokenizer take.
+        preprocess: For image inputs: of the only input, or by input name. Default: that of the
+            directory that the model came from, where pixels feed a float input.
         batch_size: Rows per batch, where the model leaves it open.
         seed: Draws the rows.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     path: str | None = None
-    inputs: dict[str, str] = Field(default_factory=dict)
-    labels: str | None = None
-    rows: int | None = Field(default=None, ge=1)
     calibration: RowsSpec | None = None
     validation: RowsSpec | None = None
     validation_share: float = Field(default=0.5, ge=0, lt=1)
+    tokenizer: str | None = None
+    max_length: int | None = Field(default=None, ge=1)
     preprocess: Preprocess | None = None
     batch_size: int = Field(default=16, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -64,41 +71,49 @@ class DataSpec(BaseModel):
         tables = self.calibration is not None or self.validation is not None
         if tables == (self.path is not None):
             raise ValueError("name either one path, or the tables calibration and validation")
-        if tables and (self.inputs or self.labels is not None or self.rows is not None):
-            raise ValueError("inputs, labels and rows belong into the tables, or beside a path")
+        options = {name: getattr(self, name) for name in RowOptions.model_fields}
+        given = [name for name, value in options.items() if value not in (None, False, {})]
+        if tables and given:
+            raise ValueError(f"{', '.join(given)}: belong into the tables, or beside a path")
         return self
 
     def tables(self) -> tuple[RowsSpec | None, RowsSpec | None]:
         """Calibration and validation, whichever form was written."""
         if self.path is None:
             return self.calibration, self.validation
-        both = RowsSpec(path=self.path, inputs=self.inputs, labels=self.labels, rows=self.rows)
+        options = {name: getattr(self, name) for name in RowOptions.model_fields}
+        both = RowsSpec(path=self.path, **options)
         return both, both if self.validation_share else None
 
 
 Tables = dict[Split, tuple[Source, Table]]
 
 
-def open_tables(spec: DataSpec, wanted: list[str], base: Path) -> Tables:
-    """Load what feeds the model inputs ``wanted``, for the splits that the spec names.
+def open_tables(spec: DataSpec, setting: TextSetting) -> Tables:
+    """Load what feeds the model, for the splits that the spec names.
+
+    Args:
+        spec: The ``[data]`` table.
+        setting: The model's inputs, folders, and what texts need.
 
     Raises:
         DataError: A source is missing, broken, or lacks an array.
     """
+    wanted = [i.name for i in setting.inputs]
     calibration, validation = spec.tables()
     tables: Tables = {}
     if calibration is not None:
-        source = open_source(calibration.path, base)
+        source = open_source(calibration.path, setting.base, setting)
         tables["calibration"] = source, source.table(calibration, wanted, "calibration")
     if validation is not None:
-        source = open_source(validation.path, base)
+        source = open_source(validation.path, setting.base, setting)
         first = tables.get("calibration")
         if (
             first is not None
             and calibration is not None
             and first[0].key == source.key
             and not source.per_split
-            and (calibration.inputs, calibration.labels) == (validation.inputs, validation.labels)
+            and _same_columns(calibration, validation)
         ):
             tables["validation"] = first  # one copy in memory
         else:
@@ -106,11 +121,18 @@ def open_tables(spec: DataSpec, wanted: list[str], base: Path) -> Tables:
     return tables
 
 
+def _same_columns(first: RowsSpec, second: RowsSpec) -> bool:
+    left = {"path", "rows"}
+    return first.model_dump(exclude=left) == second.model_dump(exclude=left)
+
+
 def draw(spec: DataSpec, tables: Tables, rng: np.random.Generator) -> dict[Split, Rows]:
-    """Rows of each split, sorted; disjoint where both come from one source.
+    """Rows of each split, ascending; disjoint where both come from one source.
+
+    Rows of a group are drawn together.
 
     Raises:
-        DataError: There are too few rows.
+        DataError: There are too few rows, or one text file is cut into rows in two ways.
     """
     common = _is_common(tables)
     for opened in tables.values():
@@ -119,20 +141,41 @@ def draw(spec: DataSpec, tables: Tables, rng: np.random.Generator) -> dict[Split
     if not common:
         limits = {"calibration": calibration, "validation": validation}
         return {
-            split: np.sort(rng.permutation(table.rows)[: limits[split]])
+            split: _members(table, np.sort(rng.permutation(_groups(table))[: limits[split]]))
             for split, (_, table) in tables.items()
         }
-    pool = np.arange(tables["calibration"][1].rows)
+    first_table, second_table = tables["calibration"][1], tables["validation"][1]
+    pool = np.arange(_groups(first_table))
+    if len(pool) != _groups(second_table):
+        raise DataError(
+            f"one file is cut into {len(pool)} rows to calibrate and {_groups(second_table)} to "
+            "validate on, which cannot be kept apart",
+            where=tables["calibration"][0].name,
+            cure="set blocks in both tables or in none, or use two files",
+        )
     if spec.path is not None:
         pool = np.sort(rng.permutation(pool)[: spec.rows])
         calibration = validation = None
     first, second = split_rows(len(pool), calibration, validation, spec.validation_share, rng)
-    return {"calibration": pool[first], "validation": pool[second]}
+    return {
+        "calibration": _members(first_table, pool[first]),
+        "validation": _members(second_table, pool[second]),
+    }
+
+
+def _groups(table: Table) -> int:
+    return table.rows // table.group
+
+
+def _members(table: Table, groups: Rows) -> Rows:
+    """Rows of groups."""
+    rows: Rows = (groups[:, None] * table.group + np.arange(table.group)).reshape(-1)
+    return rows
 
 
 def _check_count(opened: tuple[Source, Table], least: int, limit: int | None) -> None:
     source, table = opened
-    count = table.rows if limit is None else min(table.rows, limit)
+    count = _groups(table) if limit is None else min(_groups(table), limit)
     if count < least:
         raise DataError(
             f"expected at least {least} rows, got {count}",

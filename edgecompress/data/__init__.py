@@ -1,0 +1,1 @@
+"""Rows that models are calibrated and validated on."""

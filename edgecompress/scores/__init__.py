@@ -1,0 +1,1 @@
+"""The mathematics of each metric: sums over batches that become one figure."""
