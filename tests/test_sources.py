@@ -172,7 +172,6 @@ def test_a_broken_program_is_named(tmp_path: Path) -> None:
     [
         ("weights.pth", "is a checkpoint", "load_checkpoint"),
         ("weights.safetensors", "is a checkpoint", "load_checkpoint"),
-        ("llama", "transformers folder", "callable"),
         ("empty", "is a folder", "name an .onnx file"),
         ("notes.txt", "expected a model, got 'notes.txt'", "name an .onnx file"),
         ("absent", "no such file, and no callable", "name an .onnx file"),
@@ -181,9 +180,7 @@ def test_a_broken_program_is_named(tmp_path: Path) -> None:
 )
 def test_refused_sources(tmp_path: Path, name: str, what: str, cure: str) -> None:
     (tmp_path / "notes.txt").write_text("notes")
-    (tmp_path / "llama").mkdir()
     (tmp_path / "empty").mkdir()
-    (tmp_path / "llama" / "config.json").write_text("{}")
     with pytest.raises(SourceError) as caught:
         load(name, base=tmp_path)
     assert what in str(caught.value)

@@ -4,8 +4,12 @@
 ``net.onnx``                              an ONNX file
 ``build.py:make``, ``package.mod:make``   a callable that returns ``(module, example inputs)``
 ``net.pt2``                               a program saved by ``torch.export.save``
+a folder with ``config.json``             a model of transformers on disk, or of
+                                          sentence-transformers
 a ``torch.nn.Module``                     from Python, with ``example_inputs``
 ========================================  ==========================================================
+
+``package:name/path`` is a path inside an installed package; none of its code is run.
 
 A checkpoint holds weights but no architecture, and is read by :func:`load_checkpoint` inside the
 user's own callable. No pickle is run, neither in a checkpoint nor in a .pt2 file; but torch itself
@@ -14,7 +18,9 @@ evaluates expressions while it loads a .pt2 file, so take those only from whom y
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ExampleInputs", "Loaded", "Reference", "load", "load_checkpoint"]
 
+_PACKAGE = re.compile(r"package:[A-Za-z_]\w*/")
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _ACCEPTED = (
-    "name an .onnx file, a .pt2 file saved by torch.export.save, or a callable that returns "
-    "(module, example inputs) as path/to/file.py:name or package.module:name"
+    "name an .onnx file, a .pt2 file saved by torch.export.save, a folder of transformers, or a "
+    "callable that returns (module, example inputs) as path/to/file.py:name or package.module:name"
 )
 
 
@@ -52,16 +59,19 @@ def load(
         opset: ONNX operator set to export with; an ONNX file keeps its own.
         example_inputs: Tensors to call a module with: a tuple, or a dictionary by parameter name.
             Only with a module.
-        dynamic_batch: Export with a symbolic first dimension of the inputs.
+        dynamic_batch: Export with a symbolic first dimension of the inputs. Without, a folder of
+            transformers is exported with a batch of one.
         progress: Called as work goes on.
 
     Raises:
         SourceError: The source is of no known kind, or torch cannot export it.
         ModelError: An ONNX file cannot be used.
+        MissingDependencyError: A folder of transformers, without that package.
         ExportMismatchError: The exported graph computes something else than torch.
     """
     if not isinstance(source, (str, os.PathLike)):
         from edgecompress.sources.torch import export_module
+        from edgecompress.sources.translate import How
 
         if example_inputs is None:
             raise SourceError(
@@ -72,10 +82,8 @@ def load(
         return export_module(
             source,
             example_inputs,
-            origin=type(source).__qualname__,
-            opset=opset,
+            how=How(type(source).__qualname__, opset, progress),
             dynamic_batch=dynamic_batch,
-            progress=progress,
         )
     text = os.fspath(source)
     if example_inputs is not None:
@@ -90,7 +98,7 @@ def load(
 def _load_named(
     text: str, base: Path, opset: int, dynamic_batch: bool, progress: Progress
 ) -> Loaded:
-    path = base / Path(text).expanduser()
+    path = _in_package(text) if _PACKAGE.match(text) else base / Path(text).expanduser()
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         from edgecompress.sources.onnx import load_onnx
@@ -109,18 +117,22 @@ def _load_named(
             "it: path/to/file.py:name",
         )
     if path.is_dir():
-        raise _folder(text, path)
+        from edgecompress.sources.transformers_folder import looks_like
+
+        if not looks_like(path):
+            raise SourceError("is a folder, expected a model", where=text, cure=_ACCEPTED)
+        from edgecompress.sources.transformers import export_folder
+
+        return export_folder(
+            path, origin=text, opset=opset, dynamic_batch=dynamic_batch, progress=progress
+        )
     if is_reference(text):
         from edgecompress.sources.torch import call_user, export_module
+        from edgecompress.sources.translate import How
 
         module, inputs = call_user(load_callable(text, base=base, refuse=SourceError), text)
         return export_module(
-            module,
-            inputs,
-            origin=text,
-            opset=opset,
-            dynamic_batch=dynamic_batch,
-            progress=progress,
+            module, inputs, how=How(text, opset, progress), dynamic_batch=dynamic_batch
         )
     raise SourceError(
         f"expected a model, got {text!r}" if path.exists() else "no such file, and no callable",
@@ -129,15 +141,16 @@ def _load_named(
     )
 
 
-def _folder(text: str, path: Path) -> SourceError:
-    if (path / "config.json").is_file():
-        return SourceError(
-            "is a transformers folder, which this version does not read yet",
-            where=text,
-            cure="write a callable that returns (module, example inputs) from it, and name it: "
-            "path/to/file.py:name",
+def _in_package(text: str) -> Path:
+    """The path that ``package:name/path`` stands for; the package is found, not imported."""
+    name, _, path = text.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(name)
+    places = None if found is None else found.submodule_search_locations
+    if not places:
+        raise SourceError(
+            f"no package {name!r} is installed", where=text, cure=f"pip install {name}"
         )
-    return SourceError("is a folder, expected a model", where=text, cure=_ACCEPTED)
+    return Path(places[0]) / path
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

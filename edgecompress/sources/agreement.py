@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +15,44 @@ from edgecompress.errors import ExportMismatchError, SourceError
 from edgecompress.model import Model
 from edgecompress.sources.loaded import Arrays, Reference
 
-__all__ = ["OTHER_BATCH", "compare", "relative_error"]
+__all__ = ["OTHER_BATCH", "compare", "other_batch", "relative_error"]
 
 Run = Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]
 
 # Half precision has 11 bits: a chain of some tens of roundings stays below 2 %.
 _TOLERANCES = {"float16": 2e-2}
 _TOLERANCE = 1e-3
+_LARGE_BYTES = 256 * 2**20  # from here on a copy of the weights less is worth its trouble
 OTHER_BATCH = 3
 """Rows of the second comparison."""
 
 
 def compare(
-    model: Model,
-    run: Run,
-    examples: Mapping[str, torch.Tensor],
-    batch: Collection[str],
-    origin: str,
+    model: Model, run: Run, rows: Sequence[Mapping[str, torch.Tensor]], origin: str
 ) -> tuple[float, Reference]:
     """Run the graph in onnxruntime and the module in torch on the same inputs.
 
     Args:
         model: The exported graph.
         run: Calls the module; takes tensors by input name, returns its outputs in order.
-        examples: Example inputs by name.
-        batch: Names of the inputs whose first dimension may be another one; none of them where the
-            module takes no other batch.
+        rows: Inputs by name, one set after the other; the first are the examples.
         origin: The source, for errors.
 
     Returns:
-        The largest relative error ``max|onnx - torch| / max|torch|`` over all outputs, on the
-        examples and on random inputs of a batch of 3; and torch's outputs on the examples.
+        The largest relative error ``max|onnx - torch| / max|torch|`` over all outputs and sets of
+        inputs; and torch's outputs on the examples.
 
     Raises:
         ExportMismatchError: It is above 1e-3 in float32, or 2e-2 in float16.
         SourceError: onnxruntime cannot run the graph.
     """
-    rows = [dict(examples)]
-    if batch:
-        rows.append(_other_batch(examples, batch))
     names = [spec.name for spec in model.signature.outputs]
     worst = 0.0
     references = []
     with _Graph(model, origin) as graph:
         for values in rows:
             inputs = {name: tensor.detach().cpu().numpy() for name, tensor in values.items()}
-            expected = [tensor.detach().cpu().numpy() for tensor in run(values)]
+            expected = [tensor.detach().cpu().numpy() for tensor in run(dict(values))]
             for name, got, want in zip(names, graph(inputs), expected, strict=True):
                 error = relative_error(got, want)
                 if not error <= _TOLERANCES.get(want.dtype.name, _TOLERANCE):
@@ -104,7 +96,7 @@ def _mismatch(
     )
 
 
-def _other_batch(
+def other_batch(
     examples: Mapping[str, torch.Tensor], batch: Collection[str]
 ) -> dict[str, torch.Tensor]:
     """Random inputs of the same kind: normal with the examples' moments, or drawn from them."""
@@ -140,9 +132,12 @@ class _Graph:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        large = self._model.weight_bytes > _LARGE_BYTES
+        if large:  # mapped from their file, and not packed into a second copy
+            options.add_session_config_entry("session.disable_prepacking", "1")
         file = Path(self._folder.name) / "model.onnx"
         try:
-            self._model.save(file)
+            self._model.save(file, external_data=large)
             self._session = onnxruntime.InferenceSession(
                 file, options, providers=["CPUExecutionProvider"]
             )

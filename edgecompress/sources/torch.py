@@ -18,7 +18,7 @@ from edgecompress.progress import Progress
 from edgecompress.references import user_line
 from edgecompress.rewrite import quiet
 from edgecompress.sources.loaded import ExampleInputs, Loaded
-from edgecompress.sources.translate import BATCH, STEPS, reason, translate
+from edgecompress.sources.translate import BATCH, STEPS, Axes, How, reason, translate
 
 __all__ = ["call_user", "export_module", "export_saved_program"]
 
@@ -53,18 +53,16 @@ def call_user(build: Callable[..., Any], reference: str) -> tuple[Any, Any]:
 
 
 def export_module(
-    module: Any,
-    example_inputs: ExampleInputs,
-    *,
-    origin: str,
-    opset: int,
-    dynamic_batch: bool,
-    progress: Progress,
+    module: Any, example_inputs: ExampleInputs, *, how: How, dynamic_batch: bool
 ) -> Loaded:
     """Export a module in evaluation mode and compare it with torch; the module stays as it was.
 
-    With ``dynamic_batch`` the first dimension becomes symbolic in the first input, and in all
-    others that are as long there.
+    Args:
+        module: The module.
+        example_inputs: Tensors to call it with.
+        how: Its ``axes`` name the dimensions that become symbolic. Where they are None it is the
+            first one, in the first input and in all others that are as long there.
+        dynamic_batch: Whether the first dimension may become symbolic at all.
 
     Raises:
         SourceError: No module, no tensors, or torch cannot run or export it.
@@ -73,24 +71,24 @@ def export_module(
     if not isinstance(module, torch.nn.Module):
         raise SourceError(
             f"expected a torch.nn.Module, got {type(module).__name__}",
-            where=origin,
+            where=how.origin,
             cure="hand over the module itself, with its weights loaded",
         )
-    args, kwargs = _arguments(module, example_inputs, origin)
+    args, kwargs = _arguments(module, example_inputs, how.origin)
     if dynamic_batch:
         args, kwargs = _at_least_two(args, kwargs)
     with _evaluating(module), torch.no_grad():
-        progress("export", 0, STEPS)
+        how.progress("export", 0, STEPS)
         try:
             module(*args, **kwargs)
         except Exception as error:
             raise SourceError(
                 f"the module fails on its example inputs: {type(error).__name__}: {reason(error)}",
-                where=f"{origin} ({user_line(error)})",
+                where=f"{how.origin} ({user_line(error)})",
                 cure="check the shapes and dtypes of the example inputs",
             ) from error
-        program = _capture(module, args, kwargs, origin, dynamic_batch)
-        return translate(program, module, args, kwargs, "torch", origin, opset, progress)
+        program = _capture(module, args, kwargs, how, dynamic_batch)
+        return translate(program, module, args, kwargs, how)
 
 
 def export_saved_program(path: Path, *, origin: str, opset: int, progress: Progress) -> Loaded:
@@ -122,9 +120,8 @@ def export_saved_program(path: Path, *, origin: str, opset: int, progress: Progr
         )
     args, kwargs = program.example_inputs
     with torch.no_grad():
-        return translate(
-            program, program.module(), args, kwargs, "exported-program", origin, opset, progress
-        )
+        how = How(origin, opset, progress, kind="exported-program")
+        return translate(program, program.module(), args, kwargs, how)
 
 
 def _arguments(
@@ -199,21 +196,21 @@ def _capture(
     module: torch.nn.Module,
     args: tuple[torch.Tensor, ...],
     kwargs: dict[str, torch.Tensor],
-    origin: str,
+    how: How,
     dynamic_batch: bool,
 ) -> ExportedProgram:
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-    tensors = (*args, *kwargs.values())
-    rows = _rows(tensors[0])
-    for tensor in tensors:
-        if rows is not None and _rows(tensor) == rows:
-            shapes[tensor] = {0: Dim(BATCH)}
-
     def capture(dynamic: bool) -> ExportedProgram:
         with quiet():
-            spec = None
-            if dynamic:
-                spec = shapes.dynamic_shapes(module, args, kwargs)  # type: ignore[no-untyped-call]
+            shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+            for tensor, axes in _symbolic(args, kwargs, how.axes):
+                # The batch must be free; the range of other axes is what the module allows.
+                names = {axis: name for axis, name in axes.items() if dynamic or name != BATCH}
+                if names:
+                    shapes[tensor] = {
+                        axis: Dim(name) if name == BATCH else Dim.AUTO
+                        for axis, name in names.items()
+                    }
+            spec = shapes.dynamic_shapes(module, args, kwargs) if len(shapes) else None  # type: ignore[no-untyped-call]
             return torch.export.export(module, args, kwargs, dynamic_shapes=spec, strict=False)
 
     try:
@@ -223,8 +220,20 @@ def _capture(
         if dynamic_batch and _works(lambda: capture(False)):
             cure = "keep the examples' batch size: dynamic_batch = false, or --static-batch"
         raise SourceError(
-            f"torch cannot export it: {reason(error)}", where=origin, cure=cure
+            f"torch cannot export it: {reason(error)}", where=how.origin, cure=cure
         ) from error
+
+
+def _symbolic(
+    args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], axes: Axes | None
+) -> Iterator[tuple[torch.Tensor, Mapping[int, str]]]:
+    """Tensors with their symbolic axes; by default the first one, where all are as long."""
+    tensors = (*args, *kwargs.values())
+    if axes is not None:
+        yield from ((kwargs[name], named) for name, named in axes.items())
+        return
+    rows = _rows(tensors[0])
+    yield from ((t, {0: BATCH}) for t in tensors if rows is not None and _rows(t) == rows)
 
 
 def _works(attempt: Callable[[], object]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
@@ -14,10 +16,13 @@ from edgecompress.errors import SourceError
 from edgecompress.model import Model
 from edgecompress.progress import Progress
 from edgecompress.rewrite import quiet, strip_provenance
-from edgecompress.sources.agreement import OTHER_BATCH, compare
-from edgecompress.sources.loaded import Loaded
+from edgecompress.sources.agreement import OTHER_BATCH, compare, other_batch
+from edgecompress.sources.loaded import Kind, Loaded
 
-__all__ = ["BATCH", "STEPS", "reason", "translate"]
+__all__ = ["Axes", "BATCH", "How", "STEPS", "reason", "translate"]
+
+Axes = Mapping[str, Mapping[int, str]]
+"""Names of symbolic dimensions: by the input's name, then by the axis."""
 
 BATCH = "batch"
 """Name of the symbolic first dimension."""
@@ -26,15 +31,37 @@ STEPS = 3
 """Steps of an export, for the progress bar: capture, translation, comparison."""
 
 
+@dataclass(frozen=True)
+class How:
+    """How a program becomes ONNX, and what it is compared on.
+
+    Attributes:
+        origin: The source, for errors and the result.
+        opset: ONNX operator set.
+        progress: Called as work goes on.
+        kind: What the source was, for the result.
+        axes: Dimensions that are symbolic, of inputs that are handed over by name. None: the
+            first dimension, named ``batch``, where the program leaves it free.
+        checks: Inputs by name to compare on, beside the examples. None: random ones of another
+            batch size, where the program takes it.
+        share_weights: The module is ours and goes away, so that its weights need no copy.
+    """
+
+    origin: str
+    opset: int
+    progress: Progress
+    kind: Kind = "torch"
+    axes: Axes | None = None
+    checks: Sequence[Mapping[str, torch.Tensor]] | None = None
+    share_weights: bool = False
+
+
 def translate(
     program: ExportedProgram,
     module: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    kind: Literal["torch", "exported-program"],
-    origin: str,
-    opset: int,
-    progress: Progress,
+    how: How,
 ) -> Loaded:
     """Write a program as ONNX and run both on the example inputs.
 
@@ -43,61 +70,61 @@ def translate(
         module: What to compare with: the module that it was captured from, or its own.
         args: Positional example inputs.
         kwargs: Example inputs by parameter name.
-        kind: For the result.
-        origin: The source, for errors and the result.
-        opset: ONNX operator set.
-        progress: Called as work goes on.
+        how: Names, operator set, and inputs to compare on.
 
     Raises:
         SourceError: Inputs or outputs are no tensors, or an operator has no ONNX counterpart.
         ExportMismatchError: The graph computes something else.
     """
-    progress("export", 1, STEPS)
+    how.progress("export", 1, STEPS)
     names = list(program.graph_signature.user_inputs)
     tensors = pytree.tree_leaves((args, dict(kwargs)))
     if len(names) != len(tensors) or not all(isinstance(t, torch.Tensor) for t in tensors):
         raise SourceError(
             f"expected inputs that are all tensors, got {', '.join(map(str, names))}",
-            where=origin,
+            where=how.origin,
             cure="wrap the module in one whose forward takes tensors alone",
         )
     examples = dict(zip(map(str, names), tensors, strict=True))
-    outputs = _output_names(module(*args, **kwargs), set(examples), origin)
-    batch = _batch_inputs(program)
+    outputs = _output_names(module(*args, **kwargs), set(examples), how.origin)
+    axes = _free_axes(program, how)
     try:
         with quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=how.opset,
                 input_names=list(examples),
                 output_names=outputs,
-                dynamic_shapes={name: {0: BATCH} if name in batch else None for name in examples},
+                dynamic_shapes={name: dict(axes.get(name, {})) or None for name in examples},
                 verbose=False,
             )
     except Exception as error:
         raise SourceError(
             f"torch cannot write it as ONNX: {reason(error)}",
-            where=origin,
+            where=how.origin,
             cure="replace the operator that torch names by ones that ONNX has",
         ) from error
     if exported is None:
-        raise SourceError("torch returned no ONNX program", where=origin)
+        raise SourceError("torch returned no ONNX program", where=how.origin)
     model = Model(exported.model)
-    _own_weights(model.ir)
+    _own_weights(model.ir, copy=not how.share_weights)
     strip_provenance(model)
     model.check()
-    progress("export", 2, STEPS)
+    how.progress("export", 2, STEPS)
 
     def run(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         spec = pytree.tree_structure((args, dict(kwargs)))
-        positional, named = pytree.tree_unflatten(list(values.values()), spec)
+        positional, named = pytree.tree_unflatten([values[name] for name in examples], spec)
         return pytree.tree_leaves(module(*positional, **named))
 
-    others = batch if _takes(program, batch, OTHER_BATCH) else []
-    found, reference = compare(model, run, examples, others, origin)
-    progress("export", STEPS, STEPS)
-    return Loaded(model, kind, origin, export_error=found, reference=reference)
+    checks = how.checks
+    if checks is None:
+        batch = list(axes)
+        checks = [other_batch(examples, batch)] if _takes(program, batch, OTHER_BATCH) else []
+    found, reference = compare(model, run, [examples, *checks], how.origin)
+    how.progress("export", STEPS, STEPS)
+    return Loaded(model, how.kind, how.origin, export_error=found, reference=reference)
 
 
 def _output_names(result: Any, taken: set[str], origin: str) -> list[str]:
@@ -123,16 +150,40 @@ def _key(key: object) -> str:
     return next(str(getattr(key, a)) for a in ("key", "idx", "name") if hasattr(key, a))
 
 
-def _batch_inputs(program: ExportedProgram) -> list[str]:
+def _free_axes(program: ExportedProgram, how: How) -> Axes:
+    """The axes that were asked for; by default the first ones that the program leaves free."""
+    shapes = {
+        node.name: node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+    }
+    if how.axes is None:
+        return {name: {0: BATCH} for name in _batch_inputs(program, shapes)}
+    axes = {}
+    for name, named in how.axes.items():
+        free = {axis for axis in named if isinstance(shapes[name][axis], torch.SymInt)}
+        for axis in named.keys() - free:
+            if named[axis] != BATCH:  # that one is fixed where the user asks for it
+                raise SourceError(
+                    f"torch takes the {named[axis]} of {name!r} for the constant "
+                    f"{shapes[name][axis]}",
+                    where=how.origin,
+                    cure="its code computes with sizes as Python numbers: export it from a "
+                    "callable of your own, with fixed sizes",
+                )
+        axes[name] = {axis: named[axis] for axis in sorted(free)}
+    return axes
+
+
+def _batch_inputs(program: ExportedProgram, shapes: Mapping[str, torch.Size]) -> list[str]:
     """Inputs whose first dimension is the first symbol found at such a place."""
-    symbols: dict[str, str] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
-            value = node.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.dim():
-                rows = value.shape[0]
-                if isinstance(rows, torch.SymInt):
-                    symbols[node.name] = str(rows)
+    symbols = {
+        name: str(shape[0])
+        for name, shape in shapes.items()
+        if name in program.graph_signature.user_inputs
+        and len(shape)
+        and isinstance(shape[0], torch.SymInt)
+    }
     first = next(iter(symbols.values()), None)
     return [name for name, symbol in symbols.items() if symbol == first]
 
@@ -147,12 +198,12 @@ def _takes(program: ExportedProgram, batch: list[str], rows: int) -> bool:
     return False
 
 
-def _own_weights(model: ir.Model) -> None:
-    """Copy the weights, which the exporter shares with the module, so that both go their way."""
+def _own_weights(model: ir.Model, *, copy: bool) -> None:
+    """Make plain arrays of the weights; copies, where the module goes on to be used."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None:
-            array = tensor.numpy().copy()
+            array = np.array(tensor.numpy(), copy=copy or None)
             value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
 
 
