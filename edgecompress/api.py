@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Inspection,
         Plan,
         ProfileResult,
+        StatisticsResult,
         ValidationResult,
     )
     from edgecompress.sources import ExampleInputs
@@ -39,6 +40,7 @@ __all__ = [
     "profile",
     "validate",
     "compare",
+    "statistics",
     "targets",
     "passes",
     "schema",
@@ -165,6 +167,10 @@ def build(
     output: StrPath | None = None,
     dry_run: bool = False,
     use_cache: bool = True,
+    memory: int | None = None,
+    jobs: int | None = None,
+    engine: str | None = None,
+    scratch: StrPath | None = None,
     progress: Progress = silent,
 ) -> Report | Plan:
     """Build what a recipe says: compress, measure, judge the budgets, write the output folder.
@@ -174,6 +180,10 @@ def build(
         output: Folder of the results; default: the recipe's.
         dry_run: Check everything and tell the steps, but run none.
         use_cache: Whether to take steps from the cache and to keep them there.
+        memory: Bytes that weights and activations may take, about; default: the recipe's.
+        jobs: Processes that share the calibration rows; default: the recipe's.
+        engine: A cluster for them; default: the recipe's.
+        scratch: Folder for temporary files; default: the recipe's.
         progress: Told how far the work is.
 
     Returns:
@@ -187,6 +197,7 @@ def build(
     from edgecompress.recipe import Recipe, load_recipe
 
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    loaded = loaded.using(memory=memory, jobs=jobs, engine=engine, scratch=scratch)
     folder = None if output is None else Path(output)
     if dry_run:
         return pipeline.plan(loaded, output=folder, use_cache=use_cache)
@@ -205,7 +216,12 @@ def compress(
     target: str = "host",
     budgets: Mapping[str, float] | None = None,
     preprocess: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
     use_cache: bool = True,
+    memory: int | None = None,
+    jobs: int | None = None,
+    engine: str | None = None,
+    scratch: StrPath | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compress a model without a recipe file.
@@ -222,7 +238,12 @@ def compress(
         target: Name of the target.
         budgets: Limits by name.
         preprocess: Keys of ``[data.preprocess]``.
+        text: Keys of ``[data]`` for text, such as ``{"texts": "6,7", "max_length": 128}``.
         use_cache: Whether to take steps from the cache and to keep them there.
+        memory: Bytes that weights and activations may take, about.
+        jobs: Processes that share the calibration rows.
+        engine: A cluster for them, as ``dask://host:port``.
+        scratch: Folder for temporary files.
         progress: Told how far the work is.
 
     Raises:
@@ -233,7 +254,7 @@ def compress(
     from edgecompress.data_options import data_table
     from edgecompress.recipe import Recipe
 
-    table = data_table(data, validation, labels, preprocess)
+    table = data_table(data, validation, labels, preprocess, text)
     recipe = Recipe.from_options(
         os.fspath(model),
         passes,
@@ -244,6 +265,7 @@ def compress(
         budgets=budgets,
         use_cache=use_cache,
     )
+    recipe = recipe.using(memory=memory, jobs=jobs, engine=engine, scratch=scratch)
     return pipeline.build(recipe, use_cache=use_cache, progress=progress)
 
 
@@ -300,7 +322,9 @@ def validate(
     target: str = "host",
     reference: StrPath | None = None,
     data: StrPath | None = None,
+    labels: str | None = None,
     metric: str | None = None,
+    text: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> ValidationResult:
     """Judge a model against budgets.
@@ -311,7 +335,9 @@ def validate(
         target: Name of the target.
         reference: The float model, for ratios and drops.
         data: Rows to validate on, or a recipe whose ``[data]`` table is taken.
-        metric: Name of the metric; default: the recipe's, else top1 or cosine.
+        labels: Name or number of the labels.
+        metric: Name of the metric; default: the recipe's, else what suits the labels.
+        text: Keys of ``[data]`` for text; as for :func:`compress`.
         progress: Told how far the work is.
 
     Raises:
@@ -328,11 +354,21 @@ def validate(
 
     limits = make_budget(budgets).limits()
     _check_comparable(limits, reference, data)
-    judged = load(model).model
-    against = None if reference is None else load(reference).model
+    source = load(model)
+    judged = source.model
+    origin = source if reference is None else load(reference)
+    against = None if reference is None else origin.model
     if against is not None:
         check_alike(against, judged)
-    rows, judge = validation_rows(data, metric, judged)
+    rows, judge = validation_rows(
+        data,
+        metric,
+        judged,
+        labels=labels,
+        text=text,
+        folder=source.folder or origin.folder,
+        preprocess=source.preprocess or origin.preprocess,
+    )
     with Evaluator(load_target(target), rows, judge, progress) as evaluator:
         evaluator.check(judged)
         models = {"model": judged} if against is None else {"reference": against, "model": judged}
@@ -389,7 +425,9 @@ def compare(
     b: StrPath,
     *,
     data: StrPath,
+    labels: str | None = None,
     metric: str | None = None,
+    text: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     progress: Progress = silent,
 ) -> Comparison:
@@ -399,7 +437,9 @@ def compare(
         a: The original.
         b: The compressed model.
         data: Rows to compare on, or a recipe whose ``[data]`` table is taken.
-        metric: Name of the metric; default: the recipe's, else top1 or cosine.
+        labels: Name or number of the labels.
+        metric: Name of the metric; default: the recipe's, else what suits the labels.
+        text: Keys of ``[data]`` for text; as for :func:`compress`.
         batch_size: Rows per batch of the metric.
         progress: Told how far the work is.
 
@@ -413,9 +453,19 @@ def compare(
     from edgecompress.results import Comparison, NodeSqnr
     from edgecompress.sources import load
 
-    first, second = load(a).model, load(b).model
+    source = load(a)
+    first, second = source.model, load(b).model
     check_alike(first, second)
-    rows, judge = validation_rows(data, metric, first, batch_size)
+    rows, judge = validation_rows(
+        data,
+        metric,
+        first,
+        batch_size,
+        labels=labels,
+        text=text,
+        folder=source.folder,
+        preprocess=source.preprocess,
+    )
     if rows is None or judge is None:
         raise DataError("names no rows to compare on", where=os.fspath(data))
     with Evaluator(load_target("host"), rows, judge, progress) as evaluator:
@@ -436,6 +486,70 @@ def compare(
         nodes=listed,
         unmatched=unmatched,
     )
+
+
+def statistics(
+    model: StrPath,
+    *,
+    data: StrPath,
+    inputs: Mapping[str, str] | None = None,
+    names: Sequence[str] = (),
+    memory: int | None = None,
+    jobs: int | None = None,
+    engine: str | None = None,
+    scratch: StrPath | None = None,
+    output: StrPath | None = None,
+    batch_size: int = 4,
+    progress: Progress = silent,
+) -> StatisticsResult:
+    """Ranges and means of a model's values over calibration rows.
+
+    The numbers do not depend on ``jobs``, ``engine`` and ``memory``.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+        data: Rows, all of them; or a recipe, whose calibration rows are taken.
+        inputs: Array that feeds an input, where it has another name.
+        names: Only values of such names; with ``*`` and ``?``.
+        memory: Bytes that weights and activations may take, about: of all processes on this
+            machine together, on a cluster of each.
+        jobs: Shards of the rows, each in a process with one thread; default: none but this one.
+        engine: ``dask://host:port``, ``ray://host:port`` or ``ray://local``: where the shards run.
+        scratch: Folder for temporary files; on a cluster one that all machines share.
+        output: A ``.json`` file for the result.
+        batch_size: Rows per batch, where neither the model nor a recipe says it.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: Something cannot be used.
+        BuildError: A worker failed or died, or the cluster cannot be reached.
+    """
+    from edgecompress import files
+    from edgecompress.parallel.engine import check_engine
+    from edgecompress.sharding import collect_sharded
+    from edgecompress.sources import load
+    from edgecompress.statistics_table import calibration_rows, chosen_values, tabulate
+
+    check_engine(engine)
+    file = None if output is None else Path(output)
+    if file is not None and file.suffix != ".json":
+        raise OutputError(f"expected a name that ends in .json, got {file.name!r}", where=str(file))
+    loaded = load(model, progress=progress)
+    found = collect_sharded(
+        loaded.model,
+        calibration_rows(data, inputs or {}, loaded, batch_size),
+        chosen_values(loaded.model, names),
+        jobs=jobs or 1,
+        engine=engine,
+        memory=memory,
+        scratch=None if scratch is None else Path(scratch),
+        file=loaded.model.path if loaded.kind == "onnx" else None,
+        progress=progress,
+    )
+    result = tabulate(loaded.model, found, source=os.fspath(model), data=os.fspath(data))
+    if file is not None:
+        files.write_text(file, result.model_dump_json(indent=2))
+    return result
 
 
 def targets(name: str | None = None) -> list[TargetDescription]:

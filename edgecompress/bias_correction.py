@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from edgecompress.calibration import CalibrationSet
+from edgecompress.data.calibration import Batch, CalibrationSet
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
-from edgecompress.torchgraph import as_tensors, to_torch
+from edgecompress.walk.walker import Walk, Watch
 
 __all__ = ["CorrectedLayer", "output_shifts"]
 
@@ -46,6 +46,8 @@ def output_shifts(
     *,
     rows: int,
     device: str = "cpu",
+    memory: int | None = None,
+    scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Mapping[str, Tensor]:
     """What to add to each layer's bias, in the units of its output.
@@ -57,43 +59,47 @@ def output_shifts(
         data: Where calibration rows come from.
         rows: How many of them, about.
         device: torch device.
+        memory: Bytes that weights and activations may take, about; None for no limit.
+        scratch: Folder for activations past the limit.
         progress: Told the rows done.
 
     Returns:
         Name of the layer's output in the float graph -> float64 [channels].
     """
-    reference, tested = to_torch(original, device=device), to_torch(quantized, device=device)
     dims = {layer.output: layer.channel_dim for layer in layers}
     names = {layer.quantized_output: layer.output for layer in layers}
     shifts: dict[str, Tensor] = {}
-    done = 0
-    with torch.inference_mode():
-        for number, batch in enumerate(data.batches("calibration")):
-            if done >= rows:
-                break
-            feeds = as_tensors(batch.inputs)
-            means: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
+    batches: dict[str, int] = dict.fromkeys(dims, 0)
 
-            def keep_mean(name: str, values: Tensor, means: dict[str, Tensor] = means) -> None:
-                means[name] = _channel_mean(values, dims[name])
+    def keep_mean(batch: Batch, name: str, values: Tensor) -> None:
+        means[name] = _channel_mean(values, dims[name])
 
-            def correct(
-                name: str, values: Tensor, means: dict[str, Tensor] = means, number: int = number
-            ) -> None:
-                layer = names[name]
-                shift = shifts.get(layer)
-                if shift is not None:
-                    _add(values, shift, dims[layer])
-                left = means[layer] - _channel_mean(values, dims[layer])
-                # The mean over all batches so far: each later batch moves it by its share.
-                step = left / (number + 1)
-                _add(values, step, dims[layer])
-                shifts[layer] = step if shift is None else shift + step
+    def correct(batch: Batch, name: str, values: Tensor) -> None:
+        layer = names[name]
+        shift = shifts.get(layer)
+        if shift is not None:
+            _add(values, shift, dims[layer])
+        left = means.pop(layer) - _channel_mean(values, dims[layer])
+        # The mean over all batches so far: each later batch moves it by its share.
+        batches[layer] += 1
+        step = left / batches[layer]
+        _add(values, step, dims[layer])
+        shifts[layer] = step if shift is None else shift + step
 
-            reference(feeds, observe=keep_mean, watch=set(dims), outputs=())
-            tested(feeds, observe=correct, watch=set(names), outputs=())
-            done += batch.rows
-            progress("correct biases", min(done, rows), min(rows, data.calibration_rows))
+    walk = Walk(
+        original,
+        data,
+        current=quantized,
+        rows=rows,
+        device=device,
+        memory=memory,
+        scratch=scratch,
+        progress=progress,
+        label="correct biases",
+    )
+    for step in walk:
+        step.advance(Watch(dims, keep_mean), Watch(names, correct))
     return shifts
 
 

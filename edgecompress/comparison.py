@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from edgecompress.calibration import CalibrationSet, Split
+from edgecompress.data.calibration import Batch, CalibrationSet
+from edgecompress.data.token_mask import real_values
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
-from edgecompress.torchgraph import TorchGraph, as_tensors, to_torch
+from edgecompress.walk.walker import Walk, Watch
 
 __all__ = ["NodeError", "compare_nodes", "counterparts"]
 
@@ -80,6 +80,8 @@ def compare_nodes(
     *,
     rows: int = _MAX_ROWS,
     device: str = "cpu",
+    memory: int | None = None,
+    scratch: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[list[NodeError], int]:
     """Run both graphs over the same validation rows and sum up errors.
@@ -92,6 +94,8 @@ def compare_nodes(
         data: Rows; validation rows, or calibration rows where there are none.
         rows: At most so many.
         device: torch device.
+        memory: Bytes that weights and activations may take, about; None for no limit.
+        scratch: Folder for activations past the limit.
         progress: Told the rows done.
 
     Returns:
@@ -109,42 +113,46 @@ def compare_nodes(
     ]
     errors = {e.value: e for e in found}
     sources = {theirs: ours for ours, theirs in pairs.items()}
-    first, second = to_torch(original, device=device), to_torch(compressed, device=device)
-    done = 0
-    with torch.inference_mode():
-        for feeds, count in _feeds(data, rows):
-            kept = _run_and_keep(first, feeds, errors)
+    kept: dict[str, Tensor] = {}
 
-            def observe(name: str, values: Tensor, kept: dict[str, Tensor] = kept) -> None:
-                ours = sources[name]
-                reference = kept.pop(ours, None)
-                if reference is not None and reference.shape == values.shape:
-                    difference = reference.double() - values.double()
-                    errors[ours].signal += float(reference.double().square().sum())
-                    errors[ours].noise += float(difference.square().sum())
+    def keep(batch: Batch, name: str, values: Tensor) -> None:
+        kept[name] = values
 
-            second(feeds, observe=observe, watch=set(sources), outputs=())
-            done += count
-            progress("compare", done, min(rows, data.validation_rows or data.calibration_rows))
+    def judge(batch: Batch, name: str, values: Tensor) -> None:
+        ours = sources[name]
+        reference = kept.pop(ours, None)
+        if reference is None or reference.shape != values.shape:
+            return
+        signal, noise = _powers(reference, values, batch)
+        errors[ours].signal += signal
+        errors[ours].noise += noise
+
+    walk = Walk(
+        original,
+        data,
+        current=compressed,
+        split="validation" if data.validation_rows else "calibration",
+        rows=rows,
+        batch_size=_BATCH_ROWS,
+        device=device,
+        memory=memory,
+        scratch=scratch,
+        progress=progress,
+        label="compare",
+    )
+    for step in walk:
+        # A cut may lie between a value and the Q/DQ pair that is compared with it.
+        step.advance(Watch(errors, keep, again=True), Watch(sources, judge))
+        kept.clear()
     compared = [e for e in found if e.signal > 0 or e.noise > 0]
     unmatched = sum(all(o.name not in pairs for o in n.outputs) for n in original.ir.graph)
     return sorted(compared, key=lambda e: e.sqnr_db), unmatched
 
 
-def _feeds(data: CalibrationSet, rows: int) -> Iterator[tuple[dict[str, Tensor], int]]:
-    split: Split = "validation" if data.validation_rows else "calibration"
-    batches = data.batches(split, _BATCH_ROWS)
-    for batch in islice(batches, max(1, math.ceil(rows / _BATCH_ROWS))):
-        yield as_tensors(batch.inputs), batch.rows
-
-
-def _run_and_keep(
-    graph: TorchGraph, feeds: dict[str, Tensor], names: dict[str, NodeError]
-) -> dict[str, Tensor]:
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str, values: Tensor) -> None:
-        kept[name] = values
-
-    graph(feeds, observe=keep, watch=set(names), outputs=())
-    return kept
+def _powers(reference: Tensor, values: Tensor, batch: Batch) -> tuple[float, float]:
+    """Sums of squares of the reference and of the difference, without padding."""
+    if batch.mask is not None:
+        mask = torch.from_numpy(batch.mask)
+        reference, values = real_values(reference, mask), real_values(values, mask)
+    signal = reference.double()
+    return float(signal.square().sum()), float((signal - values.double()).square().sum())

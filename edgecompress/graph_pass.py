@@ -19,11 +19,12 @@ from edgecompress.constraints import Constraints
 from edgecompress.errors import PassError, RecipeError, nearest
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
+from edgecompress.resources import Resources
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgecompress.calibration import CalibrationSet
+    from edgecompress.data.calibration import CalibrationSet
 
 __all__ = [
     "Pass",
@@ -53,6 +54,7 @@ class Context:
         constraints: What the target demands of the graph.
         device: torch device for all arithmetic.
         seed: Seed for everything random.
+        resources: Memory, processes and temporary files.
         progress: Called as work goes on.
     """
 
@@ -60,6 +62,7 @@ class Context:
     constraints: Constraints = field(default_factory=Constraints)
     device: str = "cpu"
     seed: int = 0
+    resources: Resources = field(default_factory=Resources)
     progress: Progress = silent
 
 

@@ -1,4 +1,4 @@
-"""What a model holds: layers, parameters, multiply-accumulates, and what could compress it.
+"""What a model holds: layers, blocks, costs, and what could compress it.
 
 Only shapes are looked at; weights are read for nothing but the digest.
 """
@@ -8,31 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from edgecompress.costs import COSTLY, int_attribute, node_macs, total_macs
-from edgecompress.external_data import external_tensors
 from edgecompress.graph_pass import pass_class, pass_names
 from edgecompress.model import DEFAULT_DOMAINS, Model
-from edgecompress.results import Inspection, LayerInfo
+from edgecompress.quantized_form import quantized_form
+from edgecompress.results import BlockInfo, Inspection, LayerInfo
 
 __all__ = ["inspect_model", "list_layers", "macs"]
 
-_QUANTIZED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeMatMul",
-        "MatMulIntegerToFloat",
-        "MatMulInteger",
-        "ConvInteger",
-        "MatMulNBits",
-    }
-)
 # Their constants are scales, sizes and fill values, not weights.
 _WITHOUT_WEIGHTS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample", "Clip", "Pad", "Constant"}
@@ -57,6 +44,7 @@ def inspect_model(model: Model) -> Inspection:
     """
     graph = _at_batch_one(model)
     nodes = list(graph.all_nodes())
+    form = quantized_form(model)
     return Inspection(
         path=str(model.path or "model"),
         opset=model.opset,
@@ -68,10 +56,31 @@ def inspect_model(model: Model) -> Inspection:
         operators=dict(Counter(_operator(node) for node in nodes).most_common()),
         parameters=_parameters(nodes),
         macs=total_macs(graph),
-        already_quantized=any(_is_quantized(node) for node in nodes),
+        already_quantized=form is not None,
+        quantized_form=None if form is None else str(form),
         unsupported=_unsupported(nodes, model.ir.opset_imports),
         layers=_layers(nodes),
+        blocks=_blocks(model),
     )
+
+
+def _blocks(model: Model) -> list[BlockInfo]:
+    from edgecompress.walk.blocks import find_blocks
+
+    return [
+        BlockInfo(
+            name=block.name,
+            nodes=len(block.nodes),
+            layers=block.layers,
+            parameters=block.parameters,
+            inputs=list(block.inputs),
+            outputs=list(block.outputs),
+            live_bytes=block.live_bytes,
+            opaque=block.opaque,
+            group=None if block.repeat < 0 else block.repeat,
+        )
+        for block in find_blocks(model)
+    ]
 
 
 def list_layers(model: Model) -> list[LayerInfo]:
@@ -213,13 +222,8 @@ def _unsupported(nodes: list[ir.Node], opsets: Mapping[str, int]) -> list[str]:
     return sorted(missing)
 
 
-def _is_quantized(node: ir.Node) -> bool:
-    return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
-
-
 def _file_bytes(model: Model) -> int:
     """Bytes on disk, external data included; of the protobuf where the model is not on disk."""
     if model.path is None or not model.path.is_file():
         return model.size_bytes
-    data = {Path(tensor.path) for tensor in external_tensors(model.ir)}
-    return sum(file.stat().st_size for file in {model.path, *data})
+    return sum(file.stat().st_size for file in {model.path, *model.data_files})

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     InstanceOf,
@@ -19,12 +20,13 @@ from pydantic import (
     model_validator,
 )
 
-from edgecompress.calibration import DataSpec
+from edgecompress.data.calibration import DataSpec
 from edgecompress.errors import RecipeError
 from edgecompress.graph_pass import Pass, make_pass
 from edgecompress.metrics import MetricSpec
 from edgecompress.recipe_files import read_tables
 from edgecompress.recipe_problems import Problem, explain, refuse
+from edgecompress.resources import Resources
 
 __all__ = [
     "Recipe",
@@ -111,11 +113,20 @@ class BuildSpec(_Table):
         output: Folder of the results, relative to the recipe.
         cache: Folder of finished steps, relative to the recipe; false for none.
         seed: Seed of everything random.
+        memory: What weights and activations may take, about, while passes look at data: bytes, or
+            such as "2GB"; past it, activations go to files. Default: no limit.
+        scratch: Folder of temporary files, relative to the recipe. Default: the system's.
+        jobs: Processes that share the calibration rows; the results do not depend on it.
+        engine: A cluster for them: "dask://host:port", "ray://host:port" or "ray://local".
     """
 
     output: Annotated[str, Field(min_length=1)] = "out"
     cache: str | Literal[False] = ".edgecompress/cache"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    scratch: Annotated[str, Field(min_length=1)] | None = None
+    jobs: Annotated[int, Field(ge=1)] = 1
+    engine: str | None = None
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -242,6 +253,34 @@ class Recipe(_Table):
         if self.build.cache is False:
             return None
         return self.base / Path(self.build.cache).expanduser()
+
+    @property
+    def resources(self) -> Resources:
+        """What passes that look at data may use."""
+        build = self.build
+        scratch = None if build.scratch is None else self.base / Path(build.scratch).expanduser()
+        return Resources(build.memory, scratch, build.jobs, build.engine)
+
+    def using(
+        self,
+        *,
+        memory: int | None = None,
+        jobs: int | None = None,
+        engine: str | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """The recipe with other resources; None keeps its own.
+
+        Args:
+            memory: As in ``[build]``, in bytes.
+            jobs: As in ``[build]``.
+            engine: As in ``[build]``.
+            scratch: A folder, relative to the current one.
+        """
+        place = None if scratch is None else os.fspath(Path(scratch).absolute())
+        given = {"memory": memory, "jobs": jobs, "engine": engine, "scratch": place}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return self.model_copy(update={"build": self.build.model_copy(update=chosen)})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data with all defaults written out; :meth:`from_dict` takes it back."""

@@ -11,6 +11,7 @@ from edgecompress.report.data import BudgetVerdict, Coverage, SkipReport
 
 __all__ = [
     "LayerInfo",
+    "BlockInfo",
     "Inspection",
     "ExportResult",
     "PlannedStep",
@@ -21,6 +22,8 @@ __all__ = [
     "Comparison",
     "Check",
     "Diagnosis",
+    "TensorSummary",
+    "StatisticsResult",
 ]
 
 
@@ -47,6 +50,30 @@ class LayerInfo(_Result):
     passes: list[str]
 
 
+class BlockInfo(_Result):
+    """A slice of the graph that data-driven passes work on at once, in the order of the data.
+
+    Attributes:
+        layers: Number of its nodes with a weight matrix.
+        parameters: Elements of its float weights.
+        inputs: Values that earlier blocks compute for it.
+        outputs: Values that later blocks read.
+        live_bytes: Of the activations that are kept behind it, for one row.
+        opaque: torch has no translation of a part of it; onnxruntime runs it.
+        group: Blocks of the same structure, one after the other, share a number.
+    """
+
+    name: str
+    nodes: int
+    layers: int
+    parameters: int
+    inputs: list[str]
+    outputs: list[str]
+    live_bytes: int
+    opaque: bool
+    group: int | None
+
+
 class Inspection(_Result):
     """What ``edgecompress inspect`` shows."""
 
@@ -61,8 +88,10 @@ class Inspection(_Result):
     parameters: int
     macs: int | None
     already_quantized: bool
+    quantized_form: str | None = None
     unsupported: list[str]
     layers: list[LayerInfo]
+    blocks: list[BlockInfo]
 
 
 class ExportResult(_Result):
@@ -70,7 +99,7 @@ class ExportResult(_Result):
 
     path: str
     files: list[str]
-    kind: Literal["onnx", "torch", "exported-program"]
+    kind: Literal["onnx", "torch", "exported-program", "transformers"]
     opset: int
     size_bytes: int
     export_error: float | None
@@ -162,3 +191,34 @@ class Diagnosis(_Result):
 
     healthy: bool
     checks: list[Check]
+
+
+class TensorSummary(_Result):
+    """One value of a graph over all rows; the figures are None where no row reached it.
+
+    Attributes:
+        op: Operator that computes it, ``input`` for an input of the model.
+        low: Smallest value.
+        high: Largest value.
+        mean: Mean of an evenly spaced sample.
+        rms: Root mean square of the same sample.
+        count: How many numbers were seen.
+    """
+
+    name: str
+    op: str
+    low: float | None
+    high: float | None
+    mean: float | None
+    rms: float | None
+    count: int
+
+
+class StatisticsResult(_Result):
+    """What ``edgecompress statistics`` shows: values in graph order, and those of widest range."""
+
+    model: str
+    data: str
+    rows: int
+    tensors: list[TensorSummary]
+    widest: list[str]

@@ -27,7 +27,9 @@ from edgecompress.numerics.affine import (
 from edgecompress.numerics.ranges import RangeMethod, choose_range
 from edgecompress.qdq import QdqWriter
 from edgecompress.qdq_plan import Layer, Placement, label, place
-from edgecompress.statistics import Statistics, collect
+from edgecompress.quantized_form import quantized_form
+from edgecompress.sharding import collect_sharded
+from edgecompress.statistics import Statistics
 
 __all__ = ["Quantize"]
 
@@ -70,7 +72,8 @@ class Quantize(Pass):
         """Quantize every linear layer and join that the target runs on integers.
 
         Raises:
-            PassError: The target has no integer kernels, or the opset is too old.
+            PassError: The target has no integer kernels, the opset is too old, or the model is
+                quantized already.
         """
         int8 = context.constraints.int8
         if int8 is None:
@@ -92,13 +95,18 @@ class Quantize(Pass):
             drop_activations=not int8.activation_symmetric,
         )
         if not placement.layers:
+            _refuse_quantized(model)
             return Applied(model=model, skipped=tuple(placement.skipped))
         assert context.calibration is not None  # run_pass has seen to it
-        statistics = collect(
+        resources = context.resources
+        statistics = collect_sharded(
             model,
             context.calibration,
             placement.measured,
-            device=context.device,
+            jobs=resources.jobs,
+            engine=resources.engine,
+            memory=resources.memory,
+            scratch=resources.scratch,
             progress=context.progress,
         )
         affines = self._activation_parameters(placement, statistics, int8)
@@ -174,6 +182,8 @@ class Quantize(Pass):
             context.calibration,
             rows=self.bias_rows,
             device=context.device,
+            memory=context.resources.memory,
+            scratch=context.resources.scratch,
             progress=context.progress,
         )
         for name, shift in shifts.items():
@@ -304,3 +314,14 @@ def _quantize_bias(
     layer.bias = writer.weight(value, [(node, 2)], whole, _stored(steps, axis), bias_axis)
     layer.bias_steps = steps
     return bias.numel() * 4, whole.nbytes + steps.numel() * 4
+
+
+def _refuse_quantized(model: Model) -> None:
+    """Say so where there is nothing to do since it was done before."""
+    form = quantized_form(model)
+    if form is not None and form.kinds:
+        raise PassError(
+            f"the model is quantized already: {form}",
+            where="pass 'quantize'",
+            cure="start from the float model, or leave the pass out",
+        )

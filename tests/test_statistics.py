@@ -31,9 +31,9 @@ def images(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 1, (rows, 3, 16, 16)).astype(np.float32)
 
 
-def of(x: np.ndarray) -> TensorStatistics:
+def of(x: np.ndarray, batch: int = 0) -> TensorStatistics:
     statistics = TensorStatistics()
-    statistics.add(torch.from_numpy(x))
+    statistics.add(batch, torch.from_numpy(x))
     return statistics
 
 
@@ -70,21 +70,44 @@ def test_batches_do_not_matter(tmp_path: Path, batch_size: int) -> None:
     assert_same(collect(model, data, ["x"])["x"], of(x))
 
 
-def test_shards_merge_to_the_whole(tmp_path: Path) -> None:
-    model, x, names = small_cnn(), images(16), ["x", "r1", "s", "y"]
-    # One row per batch: torch's kernels round differently for other batch sizes.
-    parts = [
-        collect(model, rows_of(tmp_path, model, {"x": part}, batch_size=1), names)
-        for part in (x[:3], x[3:4], x[4:])
-    ]
-    whole = collect(model, rows_of(tmp_path, model, {"x": x}, batch_size=1), names)
-    for order in ((0, 1, 2), (2, 0, 1)):
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_shards_merge_to_the_whole_bit_for_bit(count: int, tmp_path: Path) -> None:
+    model, names = small_cnn(), ["x", "r1", "s", "y"]
+    data = rows_of(tmp_path, model, {"x": images(19)}, batch_size=2)
+    whole = collect(model, data, names)
+    parts = [collect(model, data, names, shard=(k, count)) for k in range(count)]
+    for order in (parts, parts[::-1], [*parts[1:], parts[0]]):
         merged = Statistics()
-        for index in order:
-            merged = merged.merge(parts[index])
-        assert merged.rows == whole.rows == 16
+        for part in order:
+            merged = merged.merge(part)
+        assert merged.rows == whole.rows == 19
         for name in names:
             assert_same(merged[name], whole[name])
+            assert (merged[name].mean, merged[name].rms) == (whole[name].mean, whole[name].rms)
+
+
+def test_mean_and_rms_are_those_of_the_values() -> None:
+    x = images(3).astype(np.float64)
+    seen = of(x.astype(np.float32))
+    assert seen.mean == pytest.approx(x.mean(), rel=1e-6)
+    assert seen.rms == pytest.approx(np.sqrt(np.square(x).mean()), rel=1e-6)
+    assert np.isnan(TensorStatistics().mean)
+    assert np.isnan(TensorStatistics().rms)
+
+
+def test_padding_counts_in_no_statistic() -> None:
+    """Rows of 5 and 3 tokens padded to 6 are the rows themselves."""
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(0, 1, (n, 4)).astype(np.float32) for n in (5, 3)]
+    padded, mask = np.full((2, 6, 4), 1e9, np.float32), np.zeros((2, 6), bool)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)], mask[number, : len(row)] = row, True
+    found, expected = TensorStatistics(), TensorStatistics()
+    found.add(0, torch.from_numpy(padded), torch.from_numpy(mask))
+    for number, row in enumerate(rows):
+        expected.add(number, torch.from_numpy(row[None]))
+    assert_same(found, expected)
+    assert found.mean == pytest.approx(expected.mean, rel=1e-12)
 
 
 def test_merging_different_tensors_keeps_both() -> None:
@@ -100,8 +123,8 @@ rows = arrays(np.float32, (6, 5), elements=st.floats(-(2.0**80), 2.0**80, width=
 
 @given(rows, st.integers(1, 5))
 def test_any_split_merges_exactly(x: np.ndarray, cut: int) -> None:
-    assert_same(of(x[:cut]).merge(of(x[cut:])), of(x))
-    assert_same(of(x[cut:]).merge(of(x[:cut])), of(x))
+    assert_same(of(x[:cut]).merge(of(x[cut:], 1)), of(x))
+    assert_same(of(x[cut:], 1).merge(of(x[:cut])), of(x))
     assert_same(TensorStatistics().merge(of(x)), of(x))
 
 
@@ -132,7 +155,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         collect(model, rows_of(tmp_path, model, {"x": images(n)}), ["x", "s"]) for n in (2, 40)
     )
     assert held_bytes(few) == held_bytes(many) == 2 * 2 * HALF * 8
-    assert vars(many["x"]).keys() == {"low", "high", "count", "histogram"}
+    assert vars(many["x"]).keys() == {"low", "high", "count", "histogram", "sums"}
+    assert len(many["x"].sums.nodes) <= 2  # 40 rows are 3 batches
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -85,7 +85,8 @@ Examples:
   edgecompress compress mobilenet.onnx -p quantize --data calibration.npz -o out
 
 \b
-Exit codes: 0 done, 1 a budget or the work failed, 2 wrong input, 130 interrupted.
+Exit codes: 0 done, 1 a budget or the work failed, 2 wrong input, 130 interrupted,
+143 terminated.
 EDGECOMPRESS_DEBUG=1 shows the traceback of an internal error.""",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgecompress.cli.console import Console, common
+from edgecompress.cli.options import resources
 
 if TYPE_CHECKING:
     from edgecompress.results import Plan
@@ -23,16 +24,19 @@ Example:
 @click.argument("recipe")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the steps, run none.")
 @click.option("-o", "--output", help="Output folder; default: the recipe's.")
+@resources
 @click.option("--no-cache", is_flag=True, help="Run every step again.")
 @common()
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     console: Console,
     recipe: str,
     dry_run: bool,
     output: str | None,
     no_cache: bool,
+    **resources: Any,
 ) -> None:
     """Build what RECIPE says: compress, measure, judge the budgets, write the output folder."""
     from edgecompress import api
@@ -41,7 +45,12 @@ def command(
 
     with console.work(resumable=not no_cache) as progress:
         result = api.build(
-            recipe, output=output, dry_run=dry_run, use_cache=not no_cache, progress=progress
+            recipe,
+            output=output,
+            dry_run=dry_run,
+            use_cache=not no_cache,
+            progress=progress,
+            **resources,
         )
     if isinstance(result, Report):
         console.show(result, lambda: summary(result))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgecompress.cli.console import Console, common
+from edgecompress.cli.options import labels, metric, text
 
 if TYPE_CHECKING:
     from edgecompress.results import Comparison
@@ -29,14 +30,26 @@ Example:
     required=True,
     help="Rows: .npz, .npy, folder, file.py:function, or a recipe with a [data] table.",
 )
-@click.option("--metric", help="top1, top5, cosine, sqnr, agreement, or file.py:function.")
+@labels
+@text
+@metric
 @common()
-def command(console: Console, a: str, b: str, data: str, metric: str | None) -> None:
+def command(
+    console: Console,
+    a: str,
+    b: str,
+    data: str,
+    labels: str | None,
+    text: dict[str, Any],
+    metric: str | None,
+) -> None:
     """Compare the outputs of models A and B, and of their nodes, on the same rows."""
     from edgecompress import api
 
     with console.work() as progress:
-        result = api.compare(a, b, data=data, metric=metric, progress=progress)
+        result = api.compare(
+            a, b, data=data, labels=labels, text=text, metric=metric, progress=progress
+        )
     console.show(result, lambda: _text(result))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edgecompress.cli.console import Console, common
+from edgecompress.cli.options import labels, metric, resources, text
 from edgecompress.cli.values import as_mapping, budget_option, pass_option
 
 
@@ -16,7 +17,9 @@ from edgecompress.cli.values import as_mapping, budget_option, pass_option
     epilog="""\b
 Example:
   edgecompress compress mobilenet.onnx -p cleanup -p quantize:method=mse \\
-      --data calibration.npz --budget size_mb=3 -o out""",
+      --data calibration.npz --budget size_mb=3 -o out
+  edgecompress compress ./minilm -p cleanup -p quantize --data sts.tsv --labels 5 \\
+      --text texts=6,7 --text max_length=128 -o out""",
 )
 @click.argument("model")
 @click.option(
@@ -31,8 +34,9 @@ Example:
 )
 @click.option("--data", help="Rows to calibrate on, and to validate on without --validation.")
 @click.option("--validation", help="Rows to validate on.")
-@click.option("--labels", help="Name of the array of labels.")
-@click.option("--metric", help="top1, top5, cosine, sqnr, agreement, or file.py:function.")
+@labels
+@text
+@metric
 @click.option("--target", default="host", show_default=True, help="Target name.")
 @click.option(
     "--budget",
@@ -44,6 +48,7 @@ Example:
     help="Such as latency_ms=5, size_ratio=0.3, metric_drop=0.01; may be given several times.",
 )
 @click.option("-o", "--output", required=True, help="Output folder.")
+@resources
 @click.option("--no-cache", is_flag=True, help="Run every step again.")
 @common()
 @click.pass_context

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +36,14 @@ class Console:
         quiet: Write no progress and no remarks.
         debug: Show the traceback of an internal error.
         resumable: Whether the work keeps finished steps, so that the next run goes on from there.
+        terminated: Whether the system asked for the end, not the person at the terminal.
     """
 
     as_json: bool = False
     quiet: bool = False
     debug: bool = False
     resumable: bool = False
+    terminated: bool = False
 
     @classmethod
     def for_arguments(cls, arguments: Sequence[str]) -> Console:
@@ -74,15 +78,34 @@ class Console:
         with contextlib.ExitStack() as stack:
             if self.as_json:  # a print in the user's own code must not mix with the result
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.enter_context(self._told_to_end())
             stack.callback(bar.clear)
             yield silent if self.quiet else bar
+
+    @contextlib.contextmanager
+    def _told_to_end(self) -> Iterator[None]:
+        """Take SIGTERM as an interrupt, so that temporary files are removed and workers ended."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(*_: object) -> None:
+            self.terminated = True
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def failed(self, error: Exception) -> int:
         """Tell about an error, and return the exit code."""
         if isinstance(error, click.Abort):
             rest = ", the next run continues from the cache" if self.resumable else ""
-            self._tell(f"interrupted; nothing was written{rest}", "Interrupted", 130)
-            return 130
+            word, code = ("terminated", 143) if self.terminated else ("interrupted", 130)
+            self._tell(f"{word}; nothing was written{rest}", word.capitalize(), code)
+            return code
         if isinstance(error, EdgeCompressError):
             if self.debug:
                 traceback.print_exception(error)
@@ -109,15 +132,20 @@ class Console:
         return 1
 
     def _say(self, message: str) -> None:
-        if not message.startswith(("internal error", "interrupted")):
+        if not message.startswith(("internal error", "interrupted", "terminated")):
             message = f"error: {message}"
-        click.echo(click.style(message, fg="red"), err=True)
+        click.echo(click.style(_printable(message), fg="red"), err=True)
 
     def _tell(self, what: str, kind: str, code: int, cure: str | None = None) -> None:
         self._say(f"{what}\n  -> {cure}" if cure else what)
         if self.as_json:
             fields = {"error": kind, "what": what, "where": None, "cure": cure, "exit_code": code}
             click.echo(json.dumps(fields, indent=2))
+
+
+def _printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: names in it come from files of others."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class _Bar:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 @click.command(
     "export",
-    short_help="Turn a torch source into an ONNX file.",
+    short_help="Turn a torch or transformers source into an ONNX file.",
     epilog="""\b
 Example:
   edgecompress export net.py:make_net -o net.onnx
-  edgecompress export net.pt2 -o net.onnx --static-batch""",
+  edgecompress export net.pt2 -o net.onnx --static-batch
+  edgecompress export path/to/bert -o bert.onnx""",
 )
 @click.argument("source")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="File to write.")
@@ -26,7 +27,11 @@ Example:
 @click.option("--static-batch", is_flag=True, help="Keep the batch size of the example inputs.")
 @common()
 def command(console: Console, source: str, output: str, opset: int, static_batch: bool) -> None:
-    """Turn SOURCE (file.py:callable, module:callable, .pt2, .onnx) into an ONNX file."""
+    """Turn SOURCE into an ONNX file, checked against torch.
+
+    SOURCE is file.py:callable, module:callable, a .pt2 file, or a folder of transformers or
+    sentence-transformers (package:name/path for one inside an installed package).
+    """
     from edgecompress import api
 
     with console.work() as progress:

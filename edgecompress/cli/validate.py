@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgecompress.cli.console import Console, common
+from edgecompress.cli.options import labels, metric, text
 from edgecompress.cli.values import as_mapping, budget_option
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ Example:
 )
 @click.option("--reference", metavar="FLOAT.onnx", help="The float model, for ratios and drops.")
 @click.option("--data", help="Rows to validate on: .npz, .npy, folder, file.py:function, recipe.")
-@click.option("--metric", help="top1, top5, cosine, sqnr, agreement, or file.py:function.")
+@labels
+@text
+@metric
 @common()
 @click.pass_context
 def command(
@@ -47,6 +50,8 @@ def command(
     budgets: dict[str, float],
     reference: str | None,
     data: str | None,
+    labels: str | None,
+    text: dict[str, Any],
     metric: str | None,
 ) -> None:
     """Judge MODEL against budgets; exit code 1 where one is not met."""
@@ -59,6 +64,8 @@ def command(
             budgets=budgets,
             reference=reference,
             data=data,
+            labels=labels,
+            text=text,
             metric=metric,
             progress=progress,
         )

@@ -1,14 +1,30 @@
-"""Values that options take: passes with their options, budgets, shapes."""
+"""Values that options take: passes with their options, budgets, shapes, inputs, bytes."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import click
 
-__all__ = ["pass_option", "budget_option", "shape_option", "as_mapping"]
+__all__ = [
+    "pass_option",
+    "budget_option",
+    "shape_option",
+    "input_option",
+    "text_option",
+    "bytes_option",
+    "as_mapping",
+]
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
 
 
 def pass_option(value: str) -> tuple[str, dict[str, Any]]:
@@ -41,6 +57,31 @@ def shape_option(value: str) -> tuple[str, tuple[int, ...]]:
     if not equals or not name or not all(d.isascii() and d.isdigit() for d in dims):
         raise click.BadParameter(f"expected input=1x3x224x224, got {value!r}")
     return name, tuple(map(int, dims))
+
+
+def input_option(value: str) -> tuple[str, str]:
+    """``tokens=input_ids``: an input and the array that feeds it."""
+    name, equals, array = value.rpartition("=")
+    if not (equals and name and array):
+        raise click.BadParameter(f"expected input=array, got {value!r}")
+    return name, array
+
+
+def text_option(value: str) -> tuple[str, Any]:
+    """``max_length=128``: an option of rows that are text."""
+    key, equals, given = value.partition("=")
+    if not (equals and key and given):
+        raise click.BadParameter(f"expected key=value, such as max_length=128, got {value!r}")
+    return key, {"true": True, "false": False}.get(given, int(given) if given.isdigit() else given)
+
+
+def bytes_option(value: str) -> int:
+    """``2GB``, ``512MiB`` or ``1000000``: a number of bytes, in decimal or binary units."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", value.strip().lower())
+    size = round(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
+    if size < 1:
+        raise click.BadParameter(f"expected bytes such as 2GB, 512MiB or 1000000, got {value!r}")
+    return size
 
 
 def as_mapping(

@@ -1,0 +1,1 @@
+"""Independent calls: on threads, in processes, on clusters."""

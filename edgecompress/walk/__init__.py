@@ -1,0 +1,1 @@
+"""The walk: calibration rows through a model block by block."""
