@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from edgecompress.calibration import CalibrationSet
+    from edgecompress.data.calibration import CalibrationSet
     from edgecompress.model import Model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def source_of(recipe: Recipe) -> Path:
 
 def opened(recipe: Recipe) -> tuple[Model, CalibrationSet]:
     """Model and data of a recipe."""
-    from edgecompress.calibration import CalibrationSet
+    from edgecompress.data.calibration import CalibrationSet
     from edgecompress.model import Model
 
     assert recipe.data is not None

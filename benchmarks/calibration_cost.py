@@ -37,11 +37,12 @@ from _common import (
     table,
     tables_of,
 )
+from walk_cost import InMemory
 
 if TYPE_CHECKING:
     from edgecompress import Recipe
-    from edgecompress.calibration import Batch
     from edgecompress.constraints import Constraints
+    from edgecompress.data.calibration import Batch
     from edgecompress.model import Model
     from edgecompress.passes.quantize import Quantize
     from edgecompress.qdq_plan import Placement
@@ -195,9 +196,9 @@ def _time_with(rows: int, repeats: int, threads: int) -> dict[str, Any]:
         _forward(model, ready.batches("calibration"))
 
     def sweep() -> None:
-        from edgecompress.statistics import collect
+        from edgecompress.sharding import collect_sharded
 
-        collect(model, ready, names)  # type: ignore[arg-type]
+        collect_sharded(model, ready, names)  # type: ignore[arg-type]
 
     def needed() -> None:
         forward()
@@ -232,19 +233,12 @@ def _in_turn(*functions: Callable[[], None]) -> list[float]:
     return seconds
 
 
-class _InMemory:
-    """Calibration rows read and preprocessed beforehand, in the batches that they come in."""
-
-    def __init__(self, data: Any) -> None:
-        self._batches: list[Batch] = list(data.batches("calibration"))
-        self.calibration_rows: int = data.calibration_rows
-
-    def batches(self, split: str) -> Iterator[Batch]:
-        return iter(self._batches)
+class _InMemory(InMemory):
+    """With the first rows of them."""
 
     def first(self, rows: int) -> Iterator[Batch]:
         done = 0
-        for batch in self._batches:
+        for batch in self.batches("calibration"):
             if done >= rows:
                 return
             done += batch.rows
@@ -298,13 +292,13 @@ def one_forward_pass(recipe: dict[str, Any]) -> None:
 
 def calibrate(recipe: dict[str, Any], method: str) -> None:
     """In a fresh process: the statistics of all rows, and the range of every tensor."""
-    from edgecompress.statistics import collect
+    from edgecompress.sharding import collect_sharded
 
     model, step, constraints, data = _prepared(recipe_of(recipe))
     chosen = replace(step, method=method)  # type: ignore[arg-type]
     placement = _placement(model, chosen, constraints)
     assert constraints.int8 is not None
-    found = collect(model, data, placement.measured)
+    found = collect_sharded(model, data, placement.measured)
     chosen._activation_parameters(placement, found, constraints.int8)
 
 

@@ -39,7 +39,7 @@ import edgecompress
 
 if TYPE_CHECKING:
     from edgecompress import Recipe
-    from edgecompress.calibration import CalibrationSet
+    from edgecompress.data.calibration import CalibrationSet
     from edgecompress.target import TargetProfile
 
 MODELS = ("mobilenet_v1_imagenet", "mobilenet_v2_cifar10", "resnet20_cifar10")

@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 from _common import DATA, RESULTS, environment
 
-BENCHMARKS = ("int8_quality", "calibration_cost")
+BENCHMARKS = ("int8_quality", "calibration_cost", "walk_cost", "large_model")
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from edgecompress.calibration import CalibrationSet
 from edgecompress.comparison import compare_nodes
+from edgecompress.data.calibration import CalibrationSet
 from edgecompress.errors import InputError
 from edgecompress.graph_pass import Change
 from edgecompress.inspection import list_layers

@@ -7,6 +7,7 @@ models in turn, judge the budgets, and deliver.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict
 from math import isinf
@@ -14,13 +15,14 @@ from pathlib import Path
 
 from edgecompress.build_report import build_report, error_report, manifest
 from edgecompress.build_state import SOURCE, BuildState, Step
-from edgecompress.calibration import CalibrationSet
-from edgecompress.delivery import check_output, deliver, deliver_report
-from edgecompress.errors import BuildError, PassError, RecipeError
+from edgecompress.data.calibration import CalibrationSet
+from edgecompress.delivery import check_output, claim_output, deliver, deliver_report
+from edgecompress.errors import BuildError, OutputError, PassError, RecipeError
 from edgecompress.evaluation import Evaluator, MetricFigure, load_target
 from edgecompress.graph_pass import Applied, Context, Pass, run_pass
 from edgecompress.metrics import Metric, make_metric
 from edgecompress.model import Model
+from edgecompress.parallel.engine import check_engine
 from edgecompress.progress import Progress, silent
 from edgecompress.recipe import Recipe
 from edgecompress.report.data import Report
@@ -54,23 +56,31 @@ def build(
     Raises:
         InputError: Something that the recipe names cannot be used. Nothing was written.
         ExportMismatchError: The source does not compute the same as ONNX. Nothing was written.
-        BuildError: A step failed; the output folder holds the report, and no model.
+        BuildError: A step failed; the output folder holds the report, and no model. Or another
+            build writes to the folder; nothing was written.
     """
     folder = recipe.output if output is None else output
-    check_output(folder, recipe.base / recipe.source.model)
+    with claim_output(folder, recipe.base / recipe.source.model):
+        return _build(recipe, folder, use_cache, progress)
+
+
+def _build(recipe: Recipe, folder: Path, use_cache: bool, progress: Progress) -> Report:
     loaded, data, metric = _open(recipe, progress)
     with Evaluator(_profile(recipe), data, metric, progress) as evaluator:
         evaluator.check(loaded.model)
         cache = StepCache(recipe.cache if use_cache else None)
+        cache.tidy()
         state = BuildState(recipe, folder, loaded.model, evaluator, cache, progress)
         if loaded.export_error is not None:
             error = f"{loaded.export_error:.1e}"
             state.notes.append(f"exported; largest relative error against torch: {error}")
+        state.notes.extend(loaded.notes)
         try:
             _run_steps(state)
             return _finish(state)
         except BuildError as error:
-            deliver_report(folder, error_report(state, error))
+            with contextlib.suppress(OutputError):  # why the build failed says more
+                deliver_report(folder, error_report(state, error))
             raise
 
 
@@ -120,6 +130,7 @@ def _planned(
 def _open(
     recipe: Recipe, progress: Progress
 ) -> tuple[Loaded, CalibrationSet | None, Metric | None]:
+    check_engine(recipe.build.engine)
     loaded = load(
         recipe.source.model,
         base=recipe.base,
@@ -130,7 +141,12 @@ def _open(
     data = None
     if recipe.data is not None:
         data = CalibrationSet.open(
-            recipe.data, loaded.model.signature, base=recipe.base, seed=recipe.build.seed
+            recipe.data,
+            loaded.model.signature,
+            base=recipe.base,
+            seed=recipe.build.seed,
+            folder=loaded.folder,
+            preprocess=loaded.preprocess,
         )
     _check_rows(recipe, data)
     metric = None
@@ -204,6 +220,7 @@ def _take(state: BuildState, step: Pass) -> Step:
             calibration=state.evaluator.data,
             constraints=state.evaluator.constraints,
             seed=state.recipe.build.seed,
+            resources=state.recipe.resources,
             progress=state.progress,
         )
         applied = run_pass(step, before.model, context)
@@ -306,5 +323,7 @@ def _finish(state: BuildState) -> Report:
         allow_estimate=state.recipe.target.allow_estimate,
     )
     coverage = state.evaluator.coverage(final.model, claimed)
+    if state.cache.trouble is not None:
+        state.notes.append(state.cache.trouble)
     report = build_report(state, measured, coverage, verdicts)
     return deliver(state.output, final.model, report, manifest(state, report))

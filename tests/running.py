@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecompress import target
-from edgecompress.calibration import CalibrationSet, DataSpec
 from edgecompress.constraints import Constraints
+from edgecompress.data.calibration import CalibrationSet, DataSpec
 from edgecompress.devices.host import host
 from edgecompress.model import Model
 

@@ -188,9 +188,9 @@ RECIPES = {
         changes={"target": {"name": "cpu-x86"}},
     ),
     "unknown metric": Bad(
-        ("metric.name", "'top3'", "did you mean 'top5'?"),
+        ("metric.name", "'topp'", "did you mean 'top5'?"),
         "file.py:function",
-        changes={"metric": {"name": "top3"}},
+        changes={"metric": {"name": "topp"}},
     ),
     "metric without limits": Bad(
         ("budget.metric_drop", "infinite"),

@@ -37,6 +37,10 @@ def test_a_missing_extra_is_no_illness_and_names_its_command(here: Diagnosis) ->
     extras = [check for check in here.checks if check.name.startswith("extra ")]
     assert {check.name for check in extras} == {
         "extra transformers",
+        "extra text",
+        "extra parallel",
+        "extra dask",
+        "extra ray",
         "extra demo",
         "extra images",
         "extra yaml",

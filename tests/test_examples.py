@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgecompress
-from edgecompress.calibration import CalibrationSet
+from edgecompress.data.calibration import CalibrationSet
 from edgecompress.metrics import make_metric
 from edgecompress.model import Model
 from edgecompress.recipe import Recipe, load_recipe

@@ -56,6 +56,8 @@ class DataRecord(_Record):
     validation_source: str | None
     validation_rows: int
     digest: str
+    left_out_copies: int = 0
+    truncated_texts: int = 0
 
 
 class MetricRecord(_Record):
