@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from edgecompress.data.calibration import Batch, CalibrationSet
+from edgecompress.data.token_mask import position_mask
 from edgecompress.model import Model
 from edgecompress.progress import Progress, silent
 from edgecompress.walk.walker import Walk, Watch
@@ -73,14 +77,14 @@ def output_shifts(
     batches: dict[str, int] = dict.fromkeys(dims, 0)
 
     def keep_mean(batch: Batch, name: str, values: Tensor) -> None:
-        means[name] = _channel_mean(values, dims[name])
+        means[name] = channel_mean(values, dims[name], batch.mask)
 
     def correct(batch: Batch, name: str, values: Tensor) -> None:
         layer = names[name]
         shift = shifts.get(layer)
         if shift is not None:
             _add(values, shift, dims[layer])
-        left = means.pop(layer) - _channel_mean(values, dims[layer])
+        left = means.pop(layer) - channel_mean(values, dims[layer], batch.mask)
         # The mean over all batches so far: each later batch moves it by its share.
         batches[layer] += 1
         step = left / batches[layer]
@@ -103,9 +107,23 @@ def output_shifts(
     return shifts
 
 
-def _channel_mean(values: Tensor, dim: int) -> Tensor:
+def channel_mean(values: Tensor, dim: int, mask: npt.NDArray[np.bool_] | None) -> Tensor:
+    """Mean of each channel over all rows and positions but padded ones.
+
+    Args:
+        values: Any tensor of the graph.
+        dim: Dimension of the channels.
+        mask: bool [rows, length]: which positions are no padding; None where all are.
+
+    Returns:
+        float64 [channels].
+    """
     others = [d for d in range(values.dim()) if d != dim % values.dim()]
-    return values.double().mean(others)
+    real = None if mask is None else position_mask(tuple(values.shape), torch.from_numpy(mask))
+    if real is None:
+        return values.double().mean(others)
+    weights = real.to(values.device).expand(values.shape).double()
+    return (values.double() * weights).sum(others) / weights.sum(others)
 
 
 def _add(values: Tensor, shift: Tensor, dim: int) -> None:

@@ -100,6 +100,58 @@ def test_transformer_is_cut_at_its_layers() -> None:
     assert [n.op_type for n in blocks[-1].nodes] == ["LayerNormalization", "MatMul"]
 
 
+def test_post_norm_transformer_is_cut_behind_its_norms() -> None:
+    """Embedding and norm | (attention, norm, MLP, norm) x 3 | head, as BERT has them."""
+    blocks = find_blocks(encoder(3))
+    assert [block.layers for block in blocks] == [2, 6, 6, 6, 1]
+    assert [block.nodes[-1].op_type for block in blocks[:4]] == ["LayerNormalization"] * 4
+    assert len({block.repeat for block in blocks[1:4]}) == 1
+
+
+def encoder(layers: int, width: int = 8) -> Model:
+    rng = np.random.default_rng(0)
+    names = [f"{name}{i}" for i in range(layers) for name in ("wq", "wk", "wv", "wo", "wu", "wd")]
+    shapes = dict.fromkeys(names, (width, width)) | {
+        "words": (32, width),
+        "kinds": (2, width),
+        "wh": (width, 4),
+    }
+    body = []
+    for i in range(layers):
+        body.append(f"""
+            q{i} = MatMul(x{i}, wq{i})
+            k{i} = MatMul(x{i}, wk{i})
+            v{i} = MatMul(x{i}, wv{i})
+            t{i} = Transpose<perm=[0, 2, 1]>(k{i})
+            s{i} = MatMul(q{i}, t{i})
+            p{i} = Softmax<axis=-1>(s{i})
+            c{i} = MatMul(p{i}, v{i})
+            o{i} = MatMul(c{i}, wo{i})
+            r{i} = Add(x{i}, o{i})
+            n{i} = LayerNormalization<axis=-1>(r{i}, scale)
+            u{i} = MatMul(n{i}, wu{i})
+            g{i} = Relu(u{i})
+            d{i} = MatMul(g{i}, wd{i})
+            e{i} = Add(n{i}, d{i})
+            x{i + 1} = LayerNormalization<axis=-1>(e{i}, scale)
+        """)
+    declared = ", ".join(f"float{list(shape)} {name}" for name, shape in shapes.items())
+    return from_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        g (int64[N, S] ids, int64[N, S] types, {declared}, float[{width}] scale)
+        => (float[N, S, 4] logits) {{
+            a = Gather(words, ids)
+            b = Gather(kinds, types)
+            ab = Add(a, b)
+            x0 = LayerNormalization<axis=-1>(ab, scale)
+            {"".join(body)}
+            logits = MatMul(x{layers}, wh)
+        }}""",
+        **{name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()},
+        scale=np.ones(width, np.float32),
+    )
+
+
 def decoder(layers: int, width: int = 8) -> Model:
     rng = np.random.default_rng(0)
     matrices = {

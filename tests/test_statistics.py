@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from edgecompress.bias_correction import channel_mean
 from edgecompress.errors import DataError
 from edgecompress.model import Model
 from edgecompress.numerics.histogram import HALF
@@ -108,6 +109,14 @@ def test_padding_counts_in_no_statistic() -> None:
         expected.add(number, torch.from_numpy(row[None]))
     assert_same(found, expected)
     assert found.mean == pytest.approx(expected.mean, rel=1e-12)
+
+
+def test_padding_moves_no_bias() -> None:
+    values = torch.arange(24.0).reshape(2, 3, 4)
+    mask = np.array([[True, True, False], [True, False, False]])
+    real = torch.stack([values[0, 0], values[0, 1], values[1, 0]]).double()
+    assert torch.equal(channel_mean(values, -1, mask), real.mean(0))
+    assert torch.equal(channel_mean(values, -1, None), values.double().mean((0, 1)))
 
 
 def test_merging_different_tensors_keeps_both() -> None:
