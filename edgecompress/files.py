@@ -27,7 +27,7 @@ __all__ = [
     "write_aside",
     "folder_aside",
     "finish_earlier",
-    "remove_dead",
+    "finish_all",
     "flush",
     "refused",
     "is_full",
@@ -176,10 +176,12 @@ def finish_earlier(folder: Path) -> None:
     _remove_dead(folder, _ASIDE, _PART)
 
 
-def remove_dead(folder: Path) -> None:
-    """Remove what processes that were killed have left half-written in ``folder`` and below it."""
-    for place in (folder, *(each for each in folder.iterdir() if each.is_dir())):
-        _remove_dead(place, ".", _PART)
+def finish_all(folder: Path) -> None:
+    """Do :func:`finish_earlier` in ``folder`` and in the folders below it, as far as it goes."""
+    with suppress(OSError):
+        for place in (folder, *(each for each in folder.iterdir() if each.is_dir())):
+            finish_earlier(place)
+            _remove_dead(place, ".", _PART)
 
 
 def _move_in(ready: Path, path: Path) -> None:

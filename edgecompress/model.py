@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from edgecompress import files
 from edgecompress.errors import ModelError, UnsupportedOperatorError
+from edgecompress.soundness import check_sound
 from edgecompress.weights import external_data as external
 from edgecompress.weights import model_file
 from edgecompress.weights.data_file import keep_readable
@@ -118,6 +119,7 @@ class Model:
         if not model.opset_imports or not list(model.graph):
             raise ModelError("holds no ONNX graph", where=str(file), cure="export the model again")
         loaded = cls(model, path=file)
+        check_sound(model, file)
         external.check_locations(model, file)
         loaded._check_operators(file)
         loaded._check_onnx(file)

@@ -85,9 +85,9 @@ class StepCache:
         self.trouble: str | None = None
 
     def tidy(self) -> None:
-        """Remove what processes that were killed have left half-written."""
-        if self._folder is not None and self._folder.is_dir():
-            files.remove_dead(self._folder)
+        """Finish or remove what processes that were killed have left."""
+        if self._folder is not None:
+            files.finish_all(self._folder)
 
     def step(self, key: str, base: Model) -> Applied | None:
         """A step's result, or None where it is not there or is damaged.

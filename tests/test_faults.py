@@ -97,7 +97,7 @@ def check_goes_on(place: Place) -> None:
     assert names(place.output) == DELIVERED
     check_manifest(place.output)
     report = json.loads((place.output / "report.json").read_text())
-    assert sum(step["cached"] for step in report["steps"]) == kept
+    assert sum(step["cached"] for step in report["steps"]) >= kept
     # Python itself tries by a file of another name whether the folder can be written.
     assert not list(place.temporary.glob("edgecompress-*"))
     assert not [file for file in place.cache.rglob("*") if file.suffix in (".part", ".ready")]

@@ -1,0 +1,24 @@
+"""The Python API: one function for each verb of the command line, of the same name.
+
+Importing it loads neither torch nor onnx: each function imports what it needs.
+"""
+
+from edgecompress.api.judging import compare, profile, validate
+from edgecompress.api.looking import doctor, inspect, passes, schema, statistics, targets
+from edgecompress.api.making import build, compress, export, init
+
+__all__ = [
+    "init",
+    "inspect",
+    "export",
+    "build",
+    "compress",
+    "profile",
+    "validate",
+    "compare",
+    "statistics",
+    "targets",
+    "passes",
+    "schema",
+    "doctor",
+]

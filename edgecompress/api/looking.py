@@ -1,0 +1,146 @@
+"""Verbs that tell what a model holds, and what is installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.errors import OutputError
+from edgecompress.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from edgecompress.catalogue import PassDescription, TargetDescription
+    from edgecompress.results import (
+        Diagnosis,
+        Inspection,
+        StatisticsResult,
+    )
+
+__all__ = ["inspect", "statistics", "targets", "passes", "schema", "doctor"]
+
+StrPath = str | os.PathLike[str]
+
+
+def inspect(model: StrPath) -> Inspection:
+    """What a model holds, and which passes could compress it.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+
+    Raises:
+        InputError: The model cannot be read or exported.
+    """
+    from edgecompress.inspection import inspect_model
+    from edgecompress.sources import load
+
+    return inspect_model(load(model).model)
+
+
+def statistics(
+    model: StrPath,
+    *,
+    data: StrPath,
+    inputs: Mapping[str, str] | None = None,
+    names: Sequence[str] = (),
+    memory: int | None = None,
+    jobs: int | None = None,
+    engine: str | None = None,
+    scratch: StrPath | None = None,
+    output: StrPath | None = None,
+    batch_size: int = 4,
+    progress: Progress = silent,
+) -> StatisticsResult:
+    """Ranges and means of a model's values over calibration rows.
+
+    The numbers do not depend on ``jobs``, ``engine`` and ``memory``.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+        data: Rows, all of them; or a recipe, whose calibration rows are taken.
+        inputs: Array that feeds an input, where it has another name.
+        names: Only values of such names; with ``*`` and ``?``.
+        memory: Bytes that weights and activations may take, about: of all processes on this
+            machine together, on a cluster of each.
+        jobs: Shards of the rows, each in a process with one thread; default: none but this one.
+        engine: ``dask://host:port``, ``ray://host:port`` or ``ray://local``: where the shards run.
+        scratch: Folder for temporary files; on a cluster one that all machines share.
+        output: A ``.json`` file for the result.
+        batch_size: Rows per batch, where neither the model nor a recipe says it.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: Something cannot be used.
+        BuildError: A worker failed or died, or the cluster cannot be reached.
+    """
+    from edgecompress import files
+    from edgecompress.parallel.engine import check_engine
+    from edgecompress.sharding import collect_sharded
+    from edgecompress.sources import load
+    from edgecompress.statistics_table import calibration_rows, chosen_values, tabulate
+
+    check_engine(engine)
+    file = None if output is None else Path(output)
+    if file is not None and file.suffix != ".json":
+        raise OutputError(f"expected a name that ends in .json, got {file.name!r}", where=str(file))
+    loaded = load(model, progress=progress)
+    found = collect_sharded(
+        loaded.model,
+        calibration_rows(data, inputs or {}, loaded, batch_size),
+        chosen_values(loaded.model, names),
+        jobs=jobs or 1,
+        engine=engine,
+        memory=memory,
+        scratch=None if scratch is None else Path(scratch),
+        file=loaded.model.path if loaded.kind == "onnx" else None,
+        progress=progress,
+    )
+    result = tabulate(loaded.model, found, source=os.fspath(model), data=os.fspath(data))
+    if file is not None:
+        files.write_text(file, result.model_dump_json(indent=2))
+    return result
+
+
+def targets(name: str | None = None) -> list[TargetDescription]:
+    """Installed targets, and whether something can be measured on them from here.
+
+    Args:
+        name: Only this one: a name, or the path of a ``.toml`` file.
+
+    Raises:
+        TargetError: There is no such target.
+    """
+    from edgecompress.catalogue import describe_target
+    from edgecompress.target import names
+
+    return [describe_target(each) for each in ([name] if name else names())]
+
+
+def passes(name: str | None = None) -> list[PassDescription]:
+    """Installed passes with their options.
+
+    Args:
+        name: Only this one.
+
+    Raises:
+        RecipeError: There is no such pass.
+    """
+    from edgecompress.catalogue import describe_pass
+    from edgecompress.graph_pass import pass_names
+
+    return [describe_pass(each) for each in ([name] if name else pass_names())]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of recipes, with the options of all installed passes."""
+    from edgecompress.recipe_schema import schema as recipe_schema
+
+    return recipe_schema()
+
+
+def doctor() -> Diagnosis:
+    """Check the installation; changes nothing."""
+    from edgecompress.doctor import diagnose
+
+    return diagnose()
