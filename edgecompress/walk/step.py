@@ -86,9 +86,10 @@ class WalkStep:
         Raises:
             PassError: An edit removed a value at a cut.
         """
-        if self._track.current is None or not self.is_edited:
+        nodes = self.current_nodes
+        if self._track.current is None or not self._differs(nodes):
             return self.original
-        return self._graph(self._track.current, self.current_nodes)
+        return self._graph(self._track.current, nodes)
 
     @property
     def current_nodes(self) -> tuple[ir.Node, ...]:
@@ -113,14 +114,14 @@ class WalkStep:
     @property
     def is_edited(self) -> bool:
         """Whether the block's nodes or weights are others in the edited graph."""
-        if self._track.current is None:
-            return False
-        return _content(self.block.nodes) != _content(self.current_nodes)
+        return self._differs(self.current_nodes)
+
+    def _differs(self, nodes: Sequence[ir.Node]) -> bool:
+        return self._track.current is not None and _content(self.block.nodes) != _content(nodes)
 
     def batches(self) -> Iterator[WalkBatch]:
         """The rows at the block's inputs; may be asked for several times."""
-        names = self.original.input_names
-        current = self.current.input_names if self.is_edited else names
+        names, current = self.original.input_names, self.current.input_names
         return self._track.streams.feeds(self._track.rows, names, current)
 
     def advance(self, original: Watch | None = None, current: Watch | None = None) -> None:
@@ -137,11 +138,14 @@ class WalkStep:
             return
         self._done = True
         track, streams = self._track, self._track.streams
+        nodes = self.current_nodes
         names = _unseen(original, self.block.nodes, track.seen)
-        names_current = _unseen(current, self.current_nodes, track.seen_current)
+        names_current = _unseen(current, nodes, track.seen_current)
         first, second = self.original, None
-        if streams.current is not None or names_current or self.is_edited:
-            second = self.current
+        if track.current is not None and self._differs(nodes):
+            second = self._graph(track.current, nodes)
+        elif streams.current is not None or names_current:
+            second = first
         kept = self._kept
         finished = [n for n, last in track.last_reader.items() if last == self.number]
         made = streams.new(kept)
@@ -213,12 +217,20 @@ def _keep(values: Mapping[str, Tensor], batch: WalkBatch, made: Mapping[str, Sto
         made[name].put(batch.place, tensor)
 
 
-def _content(nodes: Sequence[ir.Node]) -> list[tuple[bytes, list[int]]]:
+def _content(nodes: Sequence[ir.Node]) -> list[tuple[object, ...]]:
     """What a slice computes, weights by identity: they are replaced, never changed."""
     return [
         (
-            ir.to_proto(node).SerializeToString(deterministic=True),
-            [id(value.const_value) for value in node.inputs if value is not None],
+            node.op_identifier(),
+            *(None if v is None else (v.name, id(v.const_value)) for v in node.inputs),
+            *(value.name for value in node.outputs),
+            *map(_attribute, node.attributes.values()),
         )
         for node in nodes
     ]
+
+
+def _attribute(attribute: ir.Attr) -> tuple[object, ...]:
+    plain = isinstance(attribute.value, (int, float, str, tuple))
+    value = attribute.value if plain else ir.to_proto(attribute).SerializeToString()
+    return attribute.name, attribute.type, value
