@@ -35,6 +35,7 @@ Dim = int | str | None
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
+_LONGEST_REASON = 500  # characters; the ONNX checker quotes names in full
 # Protobuf refuses messages of 2 GiB; the graph itself needs some room beside the weights.
 _EXTERNAL_DATA_ABOVE_BYTES = 1_800_000_000
 
@@ -339,4 +340,5 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = lines[0] if lines else type(error).__name__
+    return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} ..."

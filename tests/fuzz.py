@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -168,7 +169,7 @@ def _verdict(code: int, text: str, output: Path) -> tuple[Verdict, str]:
     found = names(output)
     if found not in _RESULTS:
         return "left-over", f"{sorted(found)}"
-    said = text.rfind("error: ")
+    said = max((found.start() for found in re.finditer("^error: ", text, re.M)), default=-1)
     if "internal error: " in text or code not in (0, 1, 2):
         return "traceback", text[-3000:]
     if code == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _BAR_CHARACTERS = 24
 _REDRAW_SECONDS = 0.1
+# No path is as long; a name in a file that somebody else has made may be.
+_LONGEST_WORD, _WORD_SHOWN = 1000, 100
 
 
 @dataclass
@@ -145,6 +148,7 @@ class Console:
 
 def _printable(text: str) -> str:
     """Text that a terminal shows and does not obey: names in it come from files of others."""
+    text = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: f"{word[0][:_WORD_SHOWN]}...", text)
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 

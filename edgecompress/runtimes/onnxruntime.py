@@ -186,7 +186,11 @@ def _refusal(
 
 
 def _cannot_load(error: Exception, where: str) -> MeasurementError:
-    return MeasurementError(f"onnxruntime could not load it: {_first_line(error)}", where=where)
+    return MeasurementError(
+        f"onnxruntime could not load it: {_first_line(error)}",
+        where=where,
+        cure="export the model again, or name another target",
+    )
 
 
 def _first_line(error: BaseException) -> str:
