@@ -117,7 +117,7 @@ class Walk:
                 step = WalkStep(block, number, self._track)
                 yield step
                 step.advance()
-                if len(self.blocks) > 1:
+                if self.budget.limit is not None:
                     give_back()
         finally:
             self._track.streams.close()
