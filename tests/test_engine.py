@@ -208,7 +208,8 @@ def test_all_kinds_of_errors_travel(error: errors.EdgeCompressError) -> None:
 
 def test_an_interrupt_ends_the_workers(tmp_path: Path) -> None:
     code = (
-        "import time; from edgecompress.parallel.engine import run; "
+        "import signal, time; from edgecompress.parallel.engine import run; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it
         "run(time.sleep, [600, 600], jobs=2)"
     )
     parent = subprocess.Popen(
