@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -180,6 +180,16 @@ def has_vnni() -> bool:
     from edgecompress.devices.host import host
 
     return bool({"avx512_vnni", "avx_vnni"} & host().isa)
+
+
+def in_turn(*functions: Callable[[], None]) -> list[float]:
+    """Call functions one after the other: the seconds of each."""
+    seconds = []
+    for function in functions:
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

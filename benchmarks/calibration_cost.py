@@ -16,8 +16,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from _common import (
     arrays_on_disk,
     example,
     in_fresh_process,
+    in_turn,
     note,
     opened,
     recipe_of,
@@ -208,7 +208,7 @@ def _time_with(rows: int, repeats: int, threads: int) -> dict[str, Any]:
     def whole() -> None:
         _quantized(model, step, constraints, ready)
 
-    taken = [_in_turn(forward, sweep, needed, whole) for _ in range(repeats)]
+    taken = [in_turn(forward, sweep, needed, whole) for _ in range(repeats)]
     forwards, sweeps, needs, wholes = zip(*taken, strict=True)
     return {
         "threads": threads,
@@ -222,15 +222,6 @@ def _time_with(rows: int, repeats: int, threads: int) -> dict[str, Any]:
         "sweep_ratios": [s / f for s, f in zip(sweeps, forwards, strict=True)],
         "pass_ratios": [w / n for w, n in zip(wholes, needs, strict=True)],
     }
-
-
-def _in_turn(*functions: Callable[[], None]) -> list[float]:
-    seconds = []
-    for function in functions:
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
 class _InMemory(InMemory):

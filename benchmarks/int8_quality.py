@@ -160,7 +160,7 @@ def _accuracy(
     scores = {name: metric.score() for name in files}
     for batch in data.batches("validation"):
         for name, session in sessions.items():
-            scores[name].add(session.run(batch.inputs), {}, batch.labels, batch.rows)
+            scores[name].add(session.run(batch.inputs), {}, batch)
     return {name: score.value() for name, score in scores.items()}
 
 

@@ -11,11 +11,10 @@ Both run over rows that are preprocessed and in memory, in the same process and 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from _common import Outcome, Verdict, example, note, opened, table
+from _common import Outcome, Verdict, example, in_turn, note, opened, table
 
 if TYPE_CHECKING:
     from edgecompress.data.calibration import Batch, CalibrationSet
@@ -60,9 +59,7 @@ def _statistics(outcome: Outcome, rows: int, repeats: int) -> None:
     names = chosen_values(model)
     note(f"statistics of {len(names)} values over {ready.calibration_rows} rows")
     forward = _forward(model, ready)
-    taken = [
-        _in_turn(forward, lambda: collect_sharded(model, ready, names)) for _ in range(repeats)
-    ]
+    taken = [in_turn(forward, lambda: collect_sharded(model, ready, names)) for _ in range(repeats)]
     ratio = statistics.median(sweep / plain for plain, sweep in taken)
     note("shards")
     found = {jobs: collect_sharded(model, data, names, jobs=jobs) for jobs in (1, 2, 4)}
@@ -132,8 +129,8 @@ def _two_streams(outcome: Outcome, quick: bool, repeats: int) -> None:
         note(f"two streams: {name}")
         walks: list[Walk] = []
         forward, walk = _forward(model, ready), _edited_walk(model, ready, walks)
-        _in_turn(forward, walk)  # the first run of each is slower
-        taken = [_in_turn(forward, walk) for _ in range(repeats)]
+        in_turn(forward, walk)  # the first run of each is slower
+        taken = [in_turn(forward, walk) for _ in range(repeats)]
         ratio = statistics.median(walked / plain for plain, walked in taken)
         cut = max(block.live_bytes for block in walks[-1].blocks[:-1])
         count = ready.calibration_rows
@@ -207,12 +204,3 @@ def _edited_walk(model: Model, data: Any, walks: list[Walk]) -> Callable[[], Non
                     edited.set_initializer(weight.name or "", values * values.dtype.type(0.99))
 
     return run_all
-
-
-def _in_turn(*functions: Callable[[], None]) -> tuple[float, ...]:
-    seconds = []
-    for function in functions:
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return tuple(seconds)

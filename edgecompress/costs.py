@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import onnx_ir as ir
+
+from edgecompress.subgraphs import subgraphs
 
 __all__ = ["COSTLY", "int_attribute", "node_macs", "total_macs"]
 
@@ -37,7 +39,7 @@ def total_macs(graph: ir.Graph) -> int | None:
     total = 0
     count: int | None
     for node in graph:
-        inner = [total_macs(sub) for sub in _subgraphs(node)]
+        inner = [total_macs(sub) for sub in subgraphs(node)]
         if node.op_type == "If" and None not in inner:
             count = max((n for n in inner if n is not None), default=0)
         elif inner:
@@ -49,14 +51,6 @@ def total_macs(graph: ir.Graph) -> int | None:
             return None
         total += count
     return total
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def node_macs(node: ir.Node) -> int | None:

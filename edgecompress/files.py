@@ -237,21 +237,25 @@ class ScratchFolder:
 
     Attributes:
         path: The folder.
-
-    Raises:
-        OutputError: There is no place for temporary files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
+        """Make one.
+
+        Args:
+            parent: Where; None for the system's folder of temporary files.
+
+        Raises:
+            OutputError: There is no place for temporary files.
+        """
         try:
-            _remove_dead(Path(tempfile.gettempdir()), _SCRATCH, "")
-            self.path, self._lock = locked_new(lambda: Path(tempfile.mkdtemp(prefix=_SCRATCH)))
+            place = Path(tempfile.gettempdir()) if parent is None else parent
+            _remove_dead(place, _SCRATCH, "")
+            self.path, self._lock = locked_new(
+                lambda: Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=place))
+            )
         except OSError as error:
-            raise OutputError(
-                f"there is no folder for temporary files: {error.strerror or error}",
-                where=os.environ.get("TMPDIR"),
-                cure="set TMPDIR to a folder that exists and can be written",
-            ) from error
+            raise _no_place(error, parent) from error
         self._finalizer = weakref.finalize(self, _discard, self.path, self._lock)
 
     def __enter__(self) -> Path:
@@ -280,6 +284,20 @@ class ScratchFolder:
                     where=str(self.path),
                     cure="run again, and keep cleaners away from it, or set TMPDIR to another",
                 ) from error
+
+
+def _no_place(error: OSError, parent: Path | None) -> OutputError:
+    if parent is not None:
+        return OutputError(
+            f"the scratch folder cannot be written: {error.strerror or error}",
+            where=str(parent),
+            cure="name a folder that exists and can be written",
+        )
+    return OutputError(
+        f"there is no folder for temporary files: {error.strerror or error}",
+        where=os.environ.get("TMPDIR"),
+        cure="set TMPDIR to a folder that exists and can be written",
+    )
 
 
 def _discard(path: Path, held: Lock) -> None:

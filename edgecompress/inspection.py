@@ -209,17 +209,9 @@ def _parameters(nodes: list[ir.Node]) -> int:
 
 def _unsupported(nodes: list[ir.Node], opsets: Mapping[str, int]) -> list[str]:
     """Operators that :mod:`edgecompress.torchgraph` has no translation of, at these opsets."""
-    from edgecompress.torchgraph import supported_operators
+    from edgecompress.torchgraph import has_translation
 
-    table = supported_operators()
-    missing = set()
-    for node in nodes:
-        domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-        versions = table.get((domain, node.op_type), ())
-        opset = opsets.get(node.domain, opsets.get(domain, 1))
-        if node.op_type != "Constant" and not any(version <= opset for version in versions):
-            missing.add(_operator(node))
-    return sorted(missing)
+    return sorted({_operator(node) for node in nodes if not has_translation(node, opsets)})
 
 
 def _file_bytes(model: Model) -> int:

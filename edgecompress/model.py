@@ -189,6 +189,16 @@ class Model:
             value.type = copy.copy(value.type)
         return Model(graph, path=self.path, steps=steps, data_files=self.data_files)
 
+    def inlined(self) -> Model:
+        """This model where it has no functions of its own, else a copy with their nodes instead."""
+        if not self.ir.functions:
+            return self
+        from onnx_ir.passes.common import InlinePass
+
+        model = self.clone()
+        InlinePass()(model.ir)
+        return model
+
     @property
     def opset(self) -> int:
         """Version of the standard operator set that the graph imports."""

@@ -15,26 +15,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import tempfile
-import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from edgecompress.data.calibration import CalibrationSet
-from edgecompress.errors import ModelError, OutputError
+from edgecompress.errors import ModelError
 from edgecompress.files import ScratchFolder
 from edgecompress.model import Model
+from edgecompress.numerics.one_thread import one_thread
 from edgecompress.parallel import engine as engines
 from edgecompress.progress import Progress, silent
 from edgecompress.statistics import Statistics, collect
 
 __all__ = ["collect_sharded"]
-
-# The number of threads is the process's, and a worker of a cluster may run several shards at once.
-_one_at_a_time = threading.RLock()
 
 
 def collect_sharded(
@@ -71,7 +65,7 @@ def collect_sharded(
     engines.check_engine(engine)
     shards = min(jobs, -(-calibration.calibration_rows // calibration.batch_size))
     if engine is None and shards <= 1:
-        with _one_thread() as threads:
+        with one_thread() as threads:
             whole = collect(
                 model,
                 calibration,
@@ -127,7 +121,7 @@ def _collect_shard(work: _Shard) -> Statistics:
             where=str(work.path),
             cure="leave the file alone while the work runs; on a cluster, share one folder",
         )
-    with _one_thread():
+    with one_thread():
         return collect(
             model,
             work.calibration,
@@ -139,36 +133,12 @@ def _collect_shard(work: _Shard) -> Statistics:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[int]:
-    """Let torch compute on one thread; yield how many it had."""
-    with _one_at_a_time:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield before
-        finally:
-            torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
 def _readable(model: Model, file: Path | None, scratch: Path | None) -> Iterator[Path]:
     """A file that workers can read the model from."""
     if file is not None:
         yield file.absolute()
         return
-    with contextlib.ExitStack() as stack:
-        if scratch is None:
-            folder = stack.enter_context(ScratchFolder())
-        else:
-            try:
-                made = tempfile.TemporaryDirectory(dir=scratch, prefix="edgecompress-model-")
-                folder = Path(stack.enter_context(made))
-            except OSError as error:
-                raise OutputError(
-                    f"the scratch folder cannot be written: {error.strerror or error}",
-                    where=str(scratch),
-                    cure="name a folder that exists and can be written",
-                ) from error
+    with ScratchFolder(scratch) as folder:
         model.save(folder / "model.onnx", external_data=True)
         yield (folder / "model.onnx").absolute()
 

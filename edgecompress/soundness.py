@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgecompress.errors import ModelError
+from edgecompress.subgraphs import subgraphs
 
 __all__ = ["check_sound"]
 
@@ -51,7 +52,7 @@ def _faults(model: ir.Model) -> Iterator[tuple[str, str]]:
 def _nesting(graph: ir.Graph | ir.Function) -> Iterator[tuple[str, str]]:
     level = [*graph]
     for _ in range(_DEEPEST):
-        level = [node for outer in level for inner in _subgraphs(outer) for node in inner]
+        level = [node for outer in level for inner in subgraphs(outer) for node in inner]
         if not level:
             return
     yield f"nests subgraphs deeper than {_DEEPEST} levels", f"node {_name(level[0])}"
@@ -63,14 +64,6 @@ def _names(graph: ir.Graph | ir.Function) -> Iterator[tuple[str, str]]:
         for name in (node.op_type, node.domain, node.name, *values, *node.attributes):
             if name is not None and not isinstance(name, str):  # as protobuf gives what is no text
                 yield f"expected text in UTF-8, got {bytes(name)[:80]!r}", "a name in the graph"
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            yield from attribute.as_graphs()
 
 
 def _recursion(model: ir.Model) -> Iterator[tuple[str, str]]:

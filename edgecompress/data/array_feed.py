@@ -24,15 +24,13 @@ _CURE = "reshape the rows, or check which array feeds which input"
 
 
 @dataclass(frozen=True)
-class ArrayFeed(Feed):
-    """Rows of one shape.
+class _RawFeed(Feed):
+    """Rows that may be whole feeds.
 
     Attributes:
-        array: Raw rows.
         whole: Each row is one whole feed, batch axis included, as stateful models need it.
     """
 
-    array: Array
     whole: bool
 
     @property
@@ -44,6 +42,17 @@ class ArrayFeed(Feed):
     def row_dims(self) -> tuple[Dim, ...] | None:
         """The model's dimensions of one row."""
         return self.spec.shape if self.whole else super().row_dims
+
+
+@dataclass(frozen=True)
+class ArrayFeed(_RawFeed):
+    """Rows of one shape.
+
+    Attributes:
+        array: Raw rows.
+    """
+
+    array: Array
 
     def read(self, rows: Rows) -> Array:
         """Rows of one shape in the model's dtype."""
@@ -72,26 +81,14 @@ class ArrayFeed(Feed):
 
 
 @dataclass(frozen=True)
-class RaggedFeed(Feed):
+class RaggedFeed(_RawFeed):
     """Rows of many shapes; those of one shape can share a batch.
 
     Attributes:
         ragged: Raw rows.
-        whole: Each row is one whole feed, batch axis included.
     """
 
     ragged: Ragged
-    whole: bool
-
-    @property
-    def batch(self) -> int | None:
-        """1 where each row is one whole feed."""
-        return 1 if self.whole else super().batch
-
-    @property
-    def row_dims(self) -> tuple[Dim, ...] | None:
-        """The model's dimensions of one row."""
-        return self.spec.shape if self.whole else super().row_dims
 
     def read(self, rows: Rows) -> Array:
         """Rows of one shape in the model's dtype."""

@@ -66,8 +66,8 @@ def _open_array(spec: TensorSpec, dtype: np.dtype[Any], column: Array | Ragged, 
             cure="an array of one axis more than the input holds one whole feed per row",
         )
     if isinstance(column, Ragged):
-        return RaggedFeed(spec, dtype, where, column, column.ndim == rank + 1)
-    return ArrayFeed(spec, dtype, where, column, column.ndim == rank + 1)
+        return RaggedFeed(spec, dtype, where, column.ndim == rank + 1, column)
+    return ArrayFeed(spec, dtype, where, column.ndim == rank + 1, column)
 
 
 def takes_pixels(spec: TensorSpec, column: Opened) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from edgecompress.errors import ExportMismatchError, SourceError
+from edgecompress.files import ScratchFolder
 from edgecompress.model import Model
 from edgecompress.sources.loaded import Arrays, Reference
 
@@ -49,7 +50,7 @@ def compare(
     names = [spec.name for spec in model.signature.outputs]
     worst = 0.0
     references = []
-    with _Graph(model, origin) as graph:
+    with _running(model, origin) as graph:
         for values in rows:
             inputs = {name: tensor.detach().cpu().numpy() for name, tensor in values.items()}
             expected = [tensor.detach().cpu().numpy() for tensor in run(dict(values))]
@@ -119,36 +120,38 @@ def other_batch(
     return made
 
 
+@contextmanager
+def _running(model: Model, origin: str) -> Iterator[_Graph]:
+    with (
+        ScratchFolder() as folder,
+        closing(_Graph(model, folder / "model.onnx", origin)) as graph,
+    ):
+        yield graph
+
+
 class _Graph:
     """The model in onnxruntime, from a temporary file, since large ones fit no protobuf."""
 
-    def __init__(self, model: Model, origin: str) -> None:
-        self._model = model
-        self._origin = origin
-        self._folder = tempfile.TemporaryDirectory(prefix="edgecompress-")
-
-    def __enter__(self) -> _Graph:
+    def __init__(self, model: Model, file: Path, origin: str) -> None:
         import onnxruntime
 
+        self._origin = origin
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        large = self._model.weight_bytes > _LARGE_BYTES
+        large = model.weight_bytes > _LARGE_BYTES
         if large:  # mapped from their file, and not packed into a second copy
             options.add_session_config_entry("session.disable_prepacking", "1")
-        file = Path(self._folder.name) / "model.onnx"
         try:
-            self._model.save(file, external_data=large)
+            model.save(file, external_data=large)
             self._session = onnxruntime.InferenceSession(
                 file, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            self._folder.cleanup()
             raise self._refused(error) from error
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let go of the file."""
         del self._session
-        self._folder.cleanup()
 
     def __call__(self, inputs: Arrays) -> list[npt.NDArray[Any]]:
         taken = {value.name for value in self._session.get_inputs()}

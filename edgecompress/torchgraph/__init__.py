@@ -8,10 +8,17 @@ import importlib
 import pkgutil
 
 from edgecompress.torchgraph.module import TorchGraph, to_torch
-from edgecompress.torchgraph.registry import is_supported, supported_operators
+from edgecompress.torchgraph.registry import has_translation, is_supported, supported_operators
 from edgecompress.torchgraph.values import as_tensors
 
-__all__ = ["TorchGraph", "as_tensors", "is_supported", "supported_operators", "to_torch"]
+__all__ = [
+    "TorchGraph",
+    "as_tensors",
+    "has_translation",
+    "is_supported",
+    "supported_operators",
+    "to_torch",
+]
 
 # Importing a family registers its operators.
 for _family in pkgutil.iter_modules(__path__):

@@ -10,19 +10,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from edgecompress.subgraphs import named_subgraphs
 from edgecompress.torchgraph.execution import Schedule, Step, execute, schedule
 from edgecompress.torchgraph.values import torch_dtype, unsupported
 
-__all__ = ["Body", "OutputType", "Place", "all_graphs", "read_values", "subgraphs"]
-
-
-def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
-    """Attribute name and graph of the sub-graphs that hang directly on a node."""
-    return [
-        (name, attribute.as_graph())
-        for name, attribute in node.attributes.items()
-        if attribute.type == ir.AttributeType.GRAPH
-    ]
+__all__ = ["Body", "OutputType", "Place", "all_graphs", "read_values"]
 
 
 def all_graphs(node: ir.Node) -> Iterator[tuple[tuple[tuple[str, str], ...], ir.Graph]]:
@@ -30,7 +22,7 @@ def all_graphs(node: ir.Node) -> Iterator[tuple[tuple[tuple[str, str], ...], ir.
 
     A step of the path is the name of a node's first output, and that of its attribute.
     """
-    for name, graph in subgraphs(node):
+    for name, graph in named_subgraphs(node):
         path = ((node.outputs[0].name or "", name),)
         yield path, graph
         for inner in graph:

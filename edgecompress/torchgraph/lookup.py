@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from edgecompress.errors import UnsupportedOperatorError
-from edgecompress.model import DEFAULT_DOMAINS, Model
+from edgecompress.model import Model
 from edgecompress.torchgraph import registry
 from edgecompress.torchgraph.bodies import all_graphs
 from edgecompress.torchgraph.constants import is_constant
@@ -47,11 +47,10 @@ def find_operators(model: Model, nodes: Iterable[ir.Node]) -> dict[ir.Node, Oper
 
 def _find(model: Model, node: ir.Node) -> Operator | str:
     """The translation of a node, or what is missing."""
-    domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-    opset = model.opset if domain == "" else model.ir.opset_imports.get(domain, 1)
+    domain, opset = registry.domain_and_opset(node, model.ir.opset_imports)
     operator = registry.find(domain, node.op_type, opset)
     text = f"{domain or 'ai.onnx'}::{node.op_type} (opset {opset})"
-    if operator is None or (domain == "" and opset > registry.NEWEST_OPSET):
+    if operator is None:
         return text
     narrow = [] if operator.widens else _narrow_types(node)
     if narrow:

@@ -46,17 +46,9 @@ def to_torch(
         UnsupportedOperatorError: Some operators have no translation; it names all of them.
         ModelError: A constant or an attribute cannot be read, or an output does not exist.
     """
-    if nodes is None and model.ir.functions:
-        model = _inlined(model)
+    if nodes is None:
+        model = model.inlined()
     return TorchGraph(read(model, nodes, outputs)).to(device)
-
-
-def _inlined(model: Model) -> Model:
-    from onnx_ir.passes.common import InlinePass
-
-    clone = model.clone()
-    InlinePass()(clone.ir)
-    return clone
 
 
 def _subgraph(model: Model, origin: Origin) -> Model:

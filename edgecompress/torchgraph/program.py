@@ -12,7 +12,8 @@ from torch import Tensor
 
 from edgecompress.errors import ModelError
 from edgecompress.model import Model
-from edgecompress.torchgraph.bodies import Body, OutputType, Place, all_graphs, subgraphs
+from edgecompress.subgraphs import named_subgraphs
+from edgecompress.torchgraph.bodies import Body, OutputType, Place, all_graphs
 from edgecompress.torchgraph.constants import Constants, Use, is_constant, is_fixed
 from edgecompress.torchgraph.execution import Step
 from edgecompress.torchgraph.lookup import find_operators
@@ -139,7 +140,7 @@ class _Reader:
         steps: list[Step] = []
         for node in running:
             operator = self._operators[node]
-            bodies = {name: self._body(graph) for name, graph in subgraphs(node)}
+            bodies = {name: self._body(graph) for name, graph in named_subgraphs(node)}
             captured = dict.fromkeys(value for _, reads in bodies.values() for value in reads)
             for position, value in enumerate(node.inputs):
                 if value is not None and value not in known:

@@ -53,11 +53,12 @@ def quantize_linear(
     ratio = x.to(compute) / _spread(scale, x, axis, block_size).to(compute)
     if dtype.is_floating_point:
         return cast_to(ratio, dtype, saturate=bool(saturate))
-    rounded = torch.round(ratio.to(torch.promote_types(compute, torch.float32)))
+    # In place, since most of the time goes into memory: the ratio is nobody else's.
+    rounded = ratio.to(torch.promote_types(compute, torch.float32)).round_()
     if zero_point is not None:
-        rounded = rounded + _spread(zero_point, x, axis, block_size).to(rounded.dtype)
+        rounded.add_(_spread(zero_point, x, axis, block_size).to(rounded.dtype))
     info = torch.iinfo(dtype)
-    return rounded.clamp(info.min, info.max).to(dtype)
+    return rounded.clamp_(info.min, info.max).to(dtype)
 
 
 @op("DequantizeLinear", since=10, widens=True)
@@ -74,10 +75,11 @@ def dequantize_linear(
     """``(x - zero_point) * scale``; differentiable in the scale."""
     dtype = torch_dtype(output_dtype) if output_dtype else scale.dtype
     wide = torch.promote_types(scale.dtype, torch.float32)
-    y = x.to(wide)
+    y = x.to(wide, copy=True)
     if zero_point is not None:
-        y = y - _spread(zero_point, x, axis, block_size).to(wide)
-    return (y * _spread(scale, x, axis, block_size).to(wide)).to(dtype)
+        y.sub_(_spread(zero_point, x, axis, block_size).to(wide))
+    step = _spread(scale, x, axis, block_size).to(wide)
+    return (y * step if step.requires_grad else y.mul_(step)).to(dtype)
 
 
 @op("DynamicQuantizeLinear", since=11)

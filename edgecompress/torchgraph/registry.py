@@ -19,12 +19,15 @@ import onnx_ir as ir
 from torch import Tensor
 
 from edgecompress.model import DEFAULT_DOMAINS
+from edgecompress.subgraphs import subgraphs
 
 __all__ = [
     "NEWEST_OPSET",
     "Kernel",
     "Operator",
+    "domain_and_opset",
     "find",
+    "has_translation",
     "is_supported",
     "op",
     "supported_operators",
@@ -115,9 +118,31 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def find(domain: str, name: str, opset: int) -> Operator | None:
     """The translation that holds for an operator at an opset, if there is one."""
+    if domain == "" and opset > NEWEST_OPSET:
+        return None
     versions = _OPERATORS.get((domain, name), {})
     since = max((version for version in versions if version <= opset), default=None)
     return None if since is None else versions[since]
+
+
+def domain_and_opset(node: ir.Node, opsets: Mapping[str, int]) -> tuple[str, int]:
+    """Where an operator is looked up: "" is the standard domain, under either of its names.
+
+    Args:
+        node: Of the main graph or of a sub-graph.
+        opsets: Domain -> version, as the model imports them.
+    """
+    if node.domain in DEFAULT_DOMAINS:
+        return "", opsets.get("", opsets.get("ai.onnx", 1))
+    return node.domain, opsets.get(node.domain, 1)
+
+
+def has_translation(node: ir.Node, opsets: Mapping[str, int]) -> bool:
+    """As :func:`is_supported`, but for the node alone."""
+    domain, opset = domain_and_opset(node, opsets)
+    return (domain, node.op_type) == ("", "Constant") or find(
+        domain, node.op_type, opset
+    ) is not None
 
 
 def is_supported(node: ir.Node, opsets: Mapping[str, int]) -> bool:
@@ -129,24 +154,8 @@ def is_supported(node: ir.Node, opsets: Mapping[str, int]) -> bool:
         node: Of the main graph or of a sub-graph.
         opsets: Domain -> version, as the model imports them.
     """
-    if node.domain in DEFAULT_DOMAINS:
-        domain, opset = "", opsets.get("", opsets.get("ai.onnx", 1))
-    else:
-        domain, opset = node.domain, opsets.get(node.domain, 1)
-    if domain == "" and opset > NEWEST_OPSET:
-        return False
-    if find(domain, node.op_type, opset) is None and (domain, node.op_type) != ("", "Constant"):
-        return False
-    return all(
-        is_supported(inner, opsets)
-        for attribute in node.attributes.values()
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for graph in (
-            [attribute.as_graph()]
-            if attribute.type == ir.AttributeType.GRAPH
-            else attribute.as_graphs()
-        )
-        for inner in graph
+    return has_translation(node, opsets) and all(
+        is_supported(inner, opsets) for graph in subgraphs(node) for inner in graph
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import ShapeInferencePass
 
 from edgecompress.model import Model
 from edgecompress.torchgraph import is_supported
@@ -65,7 +65,7 @@ def find_blocks(model: Model, *, max_layers: int = _MOST_LAYERS) -> list[Block]:
         model: The model; it is not changed. Model-local functions are inlined in a copy.
         max_layers: A stretch without a natural cut is cut further if it holds more layers.
     """
-    model = _inlined(model)
+    model = model.inlined()
     graph = model.ir.graph
     opaque = {node for node in graph if not is_supported(node, model.ir.opset_imports)}
     liveness = analyse(graph, opaque, _inferred(model))
@@ -76,7 +76,7 @@ def find_blocks(model: Model, *, max_layers: int = _MOST_LAYERS) -> list[Block]:
 
 def whole(model: Model) -> Block:
     """The graph as one block."""
-    graph = _inlined(model).ir.graph
+    graph = model.inlined().ir.graph
     opaque = not all(is_supported(node, model.ir.opset_imports) for node in graph)
     span = Span(0, 0, len(analyse(graph).layers), opaque=opaque)
     return _make("model", graph, set(graph), span, frozenset(), frozenset(), 0)
@@ -84,7 +84,7 @@ def whole(model: Model) -> Block:
 
 def join(model: Model, first: Block, second: Block) -> Block:
     """Two neighbouring blocks as one."""
-    graph = _inlined(model).ir.graph
+    graph = model.inlined().ir.graph
     nodes = {*first.nodes, *second.nodes}
     inner = {value.name for node in first.nodes for value in node.outputs}
     parameters = {v for n in nodes for v in reads(n) if v.producer() is None}
@@ -135,14 +135,6 @@ def _ancestors(wanted: Iterable[ir.Value], given: set[ir.Value]) -> set[ir.Node]
             taken.add(node)
             stack.extend(reads(node))
     return taken
-
-
-def _inlined(model: Model) -> Model:
-    if not model.ir.functions:
-        return model
-    model = model.clone()
-    InlinePass()(model.ir)
-    return model
 
 
 def _inferred(model: Model) -> dict[ir.Value, ir.Value]:

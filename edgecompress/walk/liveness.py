@@ -15,8 +15,9 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from edgecompress.model import DEFAULT_DOMAINS
+from edgecompress.subgraphs import subgraphs
 
-__all__ = ["LAYERS", "Liveness", "analyse", "reads", "subgraphs"]
+__all__ = ["LAYERS", "Liveness", "analyse", "reads"]
 
 LAYERS = frozenset(
     {
@@ -75,15 +76,6 @@ class Liveness:
         value = self.known.get(value, value)
         itemsize = 4 if value.dtype is None else value.dtype.itemsize
         return math.ceil(math.prod(_dims(value)) * itemsize)
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs among a node's attributes."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:

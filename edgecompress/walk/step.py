@@ -111,11 +111,6 @@ class WalkStep:
             )
         return nodes
 
-    @property
-    def is_edited(self) -> bool:
-        """Whether the block's nodes or weights are others in the edited graph."""
-        return self._differs(self.current_nodes)
-
     def _differs(self, nodes: Sequence[ir.Node]) -> bool:
         return self._track.current is not None and _content(self.block.nodes) != _content(nodes)
 
@@ -222,7 +217,8 @@ def _content(nodes: Sequence[ir.Node]) -> list[tuple[object, ...]]:
     return [
         (
             node.op_identifier(),
-            *(None if v is None else (v.name, id(v.const_value)) for v in node.inputs),
+            *(None if v is None else v.name for v in node.inputs),
+            *((v.name, id(v.const_value)) for v in reads(node)),  # those of sub-graphs, too
             *(value.name for value in node.outputs),
             *map(_attribute, node.attributes.values()),
         )

@@ -19,8 +19,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from onnx_ir.passes.common import InlinePass
-
 from edgecompress.data.calibration import CalibrationSet, Split
 from edgecompress.memory import give_back
 from edgecompress.model import Model
@@ -85,12 +83,12 @@ class Walk:
             progress: Told how far the walk is.
             label: What it is called there.
         """
-        original = _inlined(original)
+        original = original.inlined()
         if blocks is None:
             small = memory is None or original.weight_bytes * 2 <= memory
             blocks = [whole(original)] if small else find_blocks(original)
         if current is not None:
-            current = _inlined(current)
+            current = current.inlined()
             blocks = _cut_in_both(original, current, blocks)
         self.blocks = tuple(blocks)
         self.budget = Budget(None if memory is None else memory // _KEPT_SHARE, scratch)
@@ -121,14 +119,6 @@ class Walk:
                     give_back()
         finally:
             self._track.streams.close()
-
-
-def _inlined(model: Model) -> Model:
-    if not model.ir.functions:
-        return model
-    model = model.clone()
-    InlinePass()(model.ir)
-    return model
 
 
 def _cut_in_both(original: Model, current: Model, blocks: Sequence[Block]) -> list[Block]:
