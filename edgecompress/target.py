@@ -15,9 +15,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edgecompress.constraints import Constraints, Int8Format
+from edgecompress.constraints import (
+    Constraints,
+    HalfFormat,
+    Int8Format,
+    WeightOnlyFormat,
+)
 from edgecompress.errors import TargetError, nearest
 
 __all__ = [
@@ -25,6 +30,8 @@ __all__ = [
     "Device",
     "MeasurementSettings",
     "Int8Support",
+    "WeightOnlySupport",
+    "HalfSupport",
     "Fact",
     "Budgets",
     "Host",
@@ -109,6 +116,7 @@ class Int8Support(_Table):
             ``vpmaddubsw``, whose 16-bit sums saturate with full-range weights, unless the CPU has
             VNNI. So ``auto`` is 8 on a host with ``avx512_vnni`` or ``avx_vnni``, else 7.
         ops: Operators that run on integers between QuantizeLinear and DequantizeLinear.
+        everywhere: Whether the device wants integers wherever it takes them, as accelerators do.
     """
 
     activation: Literal["uint8", "int8"]
@@ -116,6 +124,44 @@ class Int8Support(_Table):
     per_channel: bool
     weight_bits: Literal["auto", 7, 8]
     ops: tuple[str, ...] = Field(min_length=1)
+    everywhere: bool = False
+
+
+class WeightOnlySupport(_Table):
+    """How weights alone may be integers; see :class:`edgecompress.constraints.WeightOnlyFormat`.
+
+    Attributes:
+        layout: ``nbits`` (MatMulNBits, GatherBlockQuantized) or ``qdq`` (DequantizeLinear).
+        bits: Widths of weights, ascending.
+        block_sizes: Weights that share a scale, ascending.
+        embedding_bits: Widths of tables that are looked up, ascending; empty where they stay float.
+    """
+
+    layout: Literal["nbits", "qdq"]
+    bits: tuple[Literal[2, 4, 8], ...] = Field(min_length=1)
+    block_sizes: tuple[int, ...] = Field(min_length=1)
+    embedding_bits: tuple[Literal[2, 4, 8], ...] = ()
+
+    @field_validator("bits", "block_sizes", "embedding_bits")
+    @classmethod
+    def _ascending(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(numbers) != sorted(set(numbers)) or any(n < 1 for n in numbers):
+            raise ValueError("expected positive numbers in ascending order")
+        return numbers
+
+
+class HalfSupport(_Table):
+    """16-bit floating point; see :class:`edgecompress.constraints.HalfFormat`.
+
+    Attributes:
+        dtype: The type that is computed in, or only stored.
+        native: Whether kernels compute in it.
+        float32_ops: Operators without a kernel of this type.
+    """
+
+    dtype: Literal["float16", "bfloat16"]
+    native: bool
+    float32_ops: tuple[str, ...] = ()
 
 
 class Fact(_Table):
@@ -160,6 +206,12 @@ class TargetProfile(_Table):
         measurement: How latency is measured.
         int8: Integer formats, or None where the runtime has no integer kernels for Q/DQ graphs.
         int8_note: Why ``int8`` is absent, or what to expect of it.
+        wide_activation: Type of 16-bit activations beside 8-bit weights, or None.
+        dynamic_int8: Whether layers whose activations are quantized at run time gain from it.
+        weight_only: How weights alone may be integers, or None where they may not.
+        half: 16-bit floating point, or None where the runtime takes none.
+        split_residual_norms: Whether LayerNormalization behind a residual Add runs faster than the
+            runtime's kernel for both.
         opset_min: Lowest ONNX opset taken.
         opset_max: Highest ONNX opset taken.
         facts: Figures with their sources.
@@ -174,6 +226,11 @@ class TargetProfile(_Table):
     measurement: MeasurementSettings = MeasurementSettings()
     int8: Int8Support | None = None
     int8_note: str | None = None
+    wide_activation: Literal["uint16", "int16"] | None = None
+    dynamic_int8: bool = False
+    weight_only: WeightOnlySupport | None = None
+    half: HalfSupport | None = None
+    split_residual_norms: bool = False
     opset_min: int = Field(default=13, ge=1)
     opset_max: int = Field(default=23, ge=1)
     facts: tuple[Fact, ...] = ()
@@ -186,22 +243,37 @@ class TargetProfile(_Table):
             host: The machine at hand; ``weight_bits = "auto"`` depends on its instruction set (see
                 :class:`Int8Support`).
         """
-        if self.int8 is None:
-            int8 = None
-        else:
-            bits = self.int8.weight_bits
-            int8 = Int8Format(
-                activation=self.int8.activation,
-                activation_symmetric=self.int8.activation_symmetric,
-                per_channel=self.int8.per_channel,
-                weight_bits=(8 if host.isa & _VNNI else 7) if bits == "auto" else bits,
-            )
         return Constraints(
-            int8=int8,
+            int8=self._int8_format(host),
             int8_ops=frozenset(self.int8.ops if self.int8 else ()),
+            int8_everywhere=self.int8 is not None and self.int8.everywhere,
+            split_residual_norms=self.split_residual_norms,
+            wide_activation=self.wide_activation,
+            dynamic_int8=self.dynamic_int8,
+            weight_only=self._weight_only_format(),
+            half=self._half_format(),
             opset_min=self.opset_min,
             opset_max=self.opset_max,
         )
+
+    def _int8_format(self, host: Host) -> Int8Format | None:
+        if self.int8 is None:
+            return None
+        bits = self.int8.weight_bits
+        return Int8Format(
+            activation=self.int8.activation,
+            activation_symmetric=self.int8.activation_symmetric,
+            per_channel=self.int8.per_channel,
+            weight_bits=(8 if host.isa & _VNNI else 7) if bits == "auto" else bits,
+        )
+
+    def _weight_only_format(self) -> WeightOnlyFormat | None:
+        return None if self.weight_only is None else WeightOnlyFormat(**dict(self.weight_only))
+
+    def _half_format(self) -> HalfFormat | None:
+        if self.half is None:
+            return None
+        return HalfFormat(self.half.dtype, self.half.native, frozenset(self.half.float32_ops))
 
     def reachable(self, host: Host) -> tuple[bool, str]:
         """Whether this process can measure on the target, and if not, why."""
@@ -323,6 +395,8 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
         "device": Device,
         "measurement": MeasurementSettings,
         "int8": Int8Support,
+        "weight_only": WeightOnlySupport,
+        "half": HalfSupport,
         "facts": Fact,
         "budgets": Budgets,
     }

@@ -16,6 +16,7 @@ from edgecompress.constraints import Constraints
 from edgecompress.errors import PassError
 from edgecompress.graph_pass import Applied, Change, Context, Pass, Skip
 from edgecompress.model import DEFAULT_DOMAINS, Model
+from edgecompress.residual_norms import split_residual_norms
 from edgecompress.rewrite import (
     all_graphs,
     infer_shapes,
@@ -89,6 +90,8 @@ class Cleanup(Pass):
                 context.progress("cleanup", done, _MOST_ROUNDS)
                 if not work.simplify():
                     break
+            if context.constraints.split_residual_norms:
+                work.split_residual_norms()
             work.finish()
         context.progress("cleanup", _MOST_ROUNDS, _MOST_ROUNDS)
         notes = {"nodes_before": _count(model.ir), "nodes_after": _count(work.model.ir)}
@@ -184,6 +187,12 @@ class _Work:
         self.note(equal, "{} initializers equal others and were removed")
         self.stage("repeat another node and were removed", irc.CommonSubexpressionEliminationPass())
         return len(self.changed) > before
+
+    def split_residual_norms(self) -> None:
+        """Residual sums in the form that the target's runtime computes fastest."""
+        for node in split_residual_norms(self.model.ir.graph, self.allowed):
+            what = "Add became Sum, so that the normalization behind it keeps its fast kernel"
+            self.changed.append(Change(node.name or node.outputs[0].name or "", "Add", what))
 
     def finish(self) -> None:
         """Unique names, shapes, and no trace of the tools used."""

@@ -15,6 +15,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+from edgecompress.constraints import Constraints, HalfFormat
+from edgecompress.graph_pass import Context, make_pass, run_pass
 from edgecompress.model import Model
 from edgecompress.quantized_form import quantized_form
 from edgecompress.sources import load
@@ -145,3 +147,81 @@ def test_layers_inside_functions_count() -> None:
     form = quantized_form(model)
     assert form is not None
     assert form.layers == {"MatMul": (1, 1)}
+
+
+def made_by(step: str, text: str, constraints: Constraints, **arrays: np.ndarray) -> str:
+    model = run_pass(make_pass(step, {}), from_text(text, **arrays), Context(None, constraints))
+    return str(quantized_form(model.model))
+
+
+PRODUCT = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[N, 64] x, float[64, 64] w) => (float[N, 64] y) { y = MatMul(x, w) }"""
+WEIGHT = {"w": np.ones((64, 64), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("step", "constraints", "text"),
+    [
+        ("quantize_dynamic", Constraints(dynamic_int8=True), "dynamic (int8): 1 of 1 MatMul"),
+        ("half", Constraints(half=HalfFormat()), "weight-only (float16): 1 of 1 MatMul"),
+        (
+            "half",
+            Constraints(half=HalfFormat("bfloat16")),
+            "weight-only (bfloat16): 1 of 1 MatMul",
+        ),
+        (
+            "half",
+            Constraints(half=HalfFormat(native=True)),
+            "half precision (float16): 1 of 1 MatMul",
+        ),
+    ],
+)
+def test_what_our_own_passes_make(step: str, constraints: Constraints, text: str) -> None:
+    assert made_by(step, PRODUCT, constraints, **WEIGHT) == text
+
+
+def test_wide_activations_are_named() -> None:
+    model = from_text(
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[N, 4] x, float s, uint16 z, int8[4, 4] w) => (float[N, 4] y)
+        {
+            q = QuantizeLinear(x, s, z)
+            a = DequantizeLinear(q, s, z)
+            b = DequantizeLinear(w, s)
+            y = MatMul(a, b)
+        }
+        """,
+        s=np.array(0.1, np.float32),
+        z=np.array(0, np.uint16),
+        w=np.ones((4, 4), np.int8),
+    )
+    form = quantized_form(model)
+    assert form is not None
+    assert form.activations == ("uint16",)
+    assert str(form) == "static QDQ (int8, uint16 activations): 1 of 1 MatMul"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "d = DequantizeLinear(w, s)  y = Gather(d, i)",
+        "g = Gather(w, i)  y = DequantizeLinear(g, s)",
+        "t = DequantizeLinear<axis=1, block_size=2>(w, r)  y = Gather(t, i)",
+        "y = com.microsoft.GatherBlockQuantized<bits=8, block_size=16>(w, i, s)",
+    ],
+)
+def test_quantized_tables(body: str) -> None:
+    model = from_text(
+        f"""
+        <ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (int64[N] i, int8[9, 4] w, float s, float[9, 2] r) => (float[N, 4] y) {{ {body} }}
+        """,
+        w=np.ones((9, 4), np.int8),
+        s=np.array(0.1, np.float32),
+        r=np.ones((9, 2), np.float32),
+    )
+    form = quantized_form(model)
+    assert form is not None
+    assert form.kinds == ("weight-only",)
+    assert form.layers == {"Gather": (1, 1)}

@@ -32,6 +32,13 @@ provider = "CPUExecutionProvider"
 kind = "host"
 """
 
+WEIGHT_ONLY = """
+[weight_only]
+layout = "nbits"
+bits = [4, 8]
+block_sizes = [32]
+"""
+
 
 def test_profiles_of_the_first_house_are_there() -> None:
     assert {
@@ -41,6 +48,7 @@ def test_profiles_of_the_first_house_are_there() -> None:
         "ios-coreml",
         "web-wasm",
         "gpu-cuda",
+        "qnn-htp",
     } <= set(ALL)
 
 
@@ -74,6 +82,16 @@ def test_a_path_is_taken_as_well(tmp_path: Path) -> None:
         (MINIMAL.replace('"mine"', '"yours"'), "differs from the file's name"),
         (MINIMAL + "[measurement]\nthreads = 0", r"key 'measurement\.threads'.*got 0"),
         (MINIMAL + "[int8]\nweight_bits = 6", r"key 'int8\.activation': the key is missing"),
+        (
+            MINIMAL + WEIGHT_ONLY + "bitz = 1",
+            r"'weight_only\.bitz': unknown key; did you mean 'bits'",
+        ),
+        (MINIMAL + WEIGHT_ONLY.replace("[4, 8]", "[3]"), r"key 'weight_only\.bits\.0'.*got 3"),
+        (MINIMAL + WEIGHT_ONLY.replace("[4, 8]", "[8, 4]"), "positive numbers in ascending order"),
+        (MINIMAL + WEIGHT_ONLY.replace("[32]", "[0]"), "positive numbers in ascending order"),
+        (MINIMAL + "[half]\ndtype = 'float8'\nnative = true", r"key 'half\.dtype'.*got 'float8'"),
+        (MINIMAL + "[half]\ndtype = 'float16'", r"key 'half\.native': the key is missing"),
+        ("wide_activation = 'uint8'\n" + MINIMAL, r"key 'wide_activation'.*got 'uint8'"),
     ],
 )
 def test_broken_profiles_are_refused_with_file_and_key(
@@ -136,6 +154,44 @@ def test_integer_formats(name: str, activation: str, symmetric: bool) -> None:
     assert constraints.int8.activation == activation
     assert constraints.int8.activation_symmetric is symmetric
     assert "Conv" in constraints.int8_ops
+
+
+@pytest.mark.parametrize(
+    ("name", "wide", "dynamic", "layout", "native"),
+    [
+        ("cpu-x86-64", None, True, "nbits", False),
+        ("cpu-arm64", None, True, "nbits", False),
+        ("android-cpu", None, True, "nbits", False),
+        ("web-wasm", None, True, "nbits", False),
+        ("gpu-cuda", None, False, "nbits", True),
+        ("gpu-tensorrt", None, False, "qdq", True),
+        ("ios-coreml", None, False, None, False),
+        ("qnn-htp", "uint16", False, None, False),
+    ],
+)
+def test_other_formats(
+    name: str, wide: str | None, dynamic: bool, layout: str | None, native: bool
+) -> None:
+    constraints = target.load(name).constraints(machine("x86_64"))
+    assert constraints.wide_activation == wide
+    assert constraints.dynamic_int8 is dynamic
+    weight_only, half = constraints.weight_only, constraints.half
+    assert (None if weight_only is None else weight_only.layout) == layout
+    assert half is not None
+    assert half.dtype == "float16"
+    assert half.native is native
+    if layout == "nbits" and weight_only is not None:
+        assert weight_only.bits == (4, 8)
+        assert weight_only.embedding_bits == (4, 8)
+        assert 32 in weight_only.block_sizes
+
+
+def test_a_profile_that_says_nothing_takes_none_of_them(tmp_path: Path) -> None:
+    constraints = target.load(write(tmp_path, MINIMAL)).constraints(host())
+    assert not constraints.dynamic_int8
+    assert constraints.wide_activation is None
+    assert constraints.weight_only is None
+    assert constraints.half is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ __all__ = ["IntegerRange", "Affine", "fake_quantize", "quantize", "suit_biases",
 _MOST_BIAS_STEPS = 2**30
 _GOOD_BIAS_STEPS = 2**20
 _LEAST_SCALE = torch.finfo(torch.float32).tiny  # runtimes may flush smaller numbers to zero
+_ELEMENTS_AT_ONCE = 2**17  # what a search goes over many times stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,16 @@ class IntegerRange:
     high: int
 
     @classmethod
-    def of(cls, dtype: str, bits: int = 8, *, symmetric: bool = False) -> IntegerRange:
-        """Range of ``uint8`` or ``int8``, narrowed to ``bits``; symmetric leaves out the lowest."""
-        if dtype == "uint8":
+    def of(cls, dtype: str, bits: int | None = None, *, symmetric: bool = False) -> IntegerRange:
+        """Range of an integer type, perhaps narrowed.
+
+        Args:
+            dtype: ``uint4``, ``int8``, ``uint16`` and the like.
+            bits: Width, at most the type's own, which is the default.
+            symmetric: Leave out the lowest number of a signed type.
+        """
+        bits = int(dtype.removeprefix("u").removeprefix("int")) if bits is None else bits
+        if dtype.startswith("u"):
             return cls(0, 2**bits - 1)
         low = -(2 ** (bits - 1))
         return cls(low + 1 if symmetric else low, 2 ** (bits - 1) - 1)
@@ -118,10 +126,20 @@ def weight_scales(weight: Tensor, integers: IntegerRange, *, method: str = "mse"
     full = torch.where(full >= _LEAST_SCALE, full, torch.ones_like(full))
     if method == "minmax":
         return full
+    rows = max(1, _ELEMENTS_AT_ONCE // max(1, weight.shape[1]))
+    parts = zip(torch.split(weight, rows), torch.split(full, rows), strict=True)
+    return torch.cat([_least_squares(part, scales, integers) for part, scales in parts])
+
+
+def _least_squares(weight: Tensor, full: Tensor, integers: IntegerRange) -> Tensor:
+    """The scales between 0.6 and 1 times ``full`` that leave the least squared error."""
     best, least = full.clone(), torch.full_like(full, torch.inf)
+    rounded = torch.empty_like(weight)
     for share in torch.linspace(1.0, 0.6, 41).tolist():
         scale = full * share
-        error = (fake_quantize(weight, scale[:, None], 0, integers) - weight).square().sum(1)
+        torch.div(weight, scale[:, None], out=rounded)
+        rounded.round_().clamp_(integers.low, integers.high).mul_(scale[:, None])
+        error = rounded.sub_(weight).square_().sum(1)
         better = error < least
         best = torch.where(better, scale, best)
         least = torch.where(better, error, least)

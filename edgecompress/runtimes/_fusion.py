@@ -22,7 +22,7 @@ __all__ = ["tag_nodes", "judge", "read_optimized", "OptimizedGraph"]
 # Kernels that compute on integers, whatever stands around them.
 _KERNEL = re.compile(
     r"QLinear\w+|QGemm|QAttention|\w+Integer|MatMulIntegerToFloat|DynamicQuantizeMatMul"
-    r"|DynamicQuantizeLSTM|MatMulNBits"
+    r"|DynamicQuantizeLSTM|MatMulNBits|MatMulBnb4|GatherBlockQuantized"
 )
 # Operators whose kernels copy or compare values of any type: they run on integers if their data do.
 _ANY_TYPE = frozenset(

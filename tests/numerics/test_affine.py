@@ -26,6 +26,8 @@ RANGES = [
     IntegerRange(-128, 127),
     IntegerRange(0, 127),
     IntegerRange(-64, 63),
+    IntegerRange(0, 65535),
+    IntegerRange(-32768, 32767),
 ]
 SYMMETRIC = [IntegerRange(0, 255), IntegerRange(-127, 127), IntegerRange(-63, 63)]
 integer_ranges = st.sampled_from(RANGES)
@@ -40,9 +42,17 @@ integer_ranges = st.sampled_from(RANGES)
         ("int8", 8, False, (-128, 127)),
         ("int8", 8, True, (-127, 127)),
         ("int8", 7, True, (-63, 63)),
+        ("int8", None, True, (-127, 127)),
+        ("uint16", None, False, (0, 65535)),
+        ("int16", None, False, (-32768, 32767)),
+        ("int16", None, True, (-32767, 32767)),
+        ("uint4", None, False, (0, 15)),
+        ("int4", None, True, (-7, 7)),
     ],
 )
-def test_integer_ranges(dtype: str, bits: int, symmetric: bool, expected: tuple[int, int]) -> None:
+def test_integer_ranges(
+    dtype: str, bits: int | None, symmetric: bool, expected: tuple[int, int]
+) -> None:
     assert IntegerRange.of(dtype, bits, symmetric=symmetric) == IntegerRange(*expected)
 
 
