@@ -9,6 +9,7 @@ layers see corrected inputs and one run over the rows corrects the whole graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from edgecompress.walk.walker import Walk, Watch
 __all__ = ["CorrectedLayer", "output_shifts"]
 
 
+_BATCH_ROWS = 8
+_DOUBT = 0.01
+
+
 @dataclass(frozen=True)
 class CorrectedLayer:
     """A layer whose output mean is corrected.
@@ -35,11 +40,25 @@ class CorrectedLayer:
         output: Name of its output in the float graph.
         quantized_output: Name of its output in the quantized graph.
         channel_dim: Dimension of the output that counts channels.
+        low: Smallest value that the activation behind the layer lets through.
+        high: Largest one.
     """
 
     output: str
     quantized_output: str
     channel_dim: int
+    low: float = -math.inf
+    high: float = math.inf
+
+    def passing(self, values: Tensor, mask: npt.NDArray[np.bool_] | None) -> Tensor | None:
+        """bool, broadcasting against ``values``: positions that count; None where all do."""
+        real = None if mask is None else position_mask(tuple(values.shape), torch.from_numpy(mask))
+        if real is not None:
+            real = real.to(values.device)
+        if math.isinf(self.low) and math.isinf(self.high):
+            return real
+        inside = (values > self.low) & (values < self.high)
+        return inside if real is None else inside & real
 
 
 def output_shifts(
@@ -70,32 +89,35 @@ def output_shifts(
     Returns:
         Name of the layer's output in the float graph -> float64 [channels].
     """
-    dims = {layer.output: layer.channel_dim for layer in layers}
-    names = {layer.quantized_output: layer.output for layer in layers}
+    floats = {layer.output: layer for layer in layers}
+    integers = {layer.quantized_output: layer for layer in layers}
     shifts: dict[str, Tensor] = {}
-    means: dict[str, Tensor] = {}
-    batches: dict[str, int] = dict.fromkeys(dims, 0)
+    kept: dict[str, tuple[Tensor | None, Tensor]] = {}
+    batches: dict[str, int] = dict.fromkeys(floats, 0)
 
-    def keep_mean(batch: Batch, name: str, values: Tensor) -> None:
-        means[name] = channel_mean(values, dims[name], batch.mask)
+    def keep(batch: Batch, name: str, values: Tensor) -> None:
+        positions = floats[name].passing(values, batch.mask)
+        kept[name] = positions, _sums(values, positions, floats[name].channel_dim)
 
     def correct(batch: Batch, name: str, values: Tensor) -> None:
-        layer = names[name]
-        shift = shifts.get(layer)
+        layer = integers[name]
+        dim, shift = layer.channel_dim, shifts.get(layer.output)
         if shift is not None:
-            _add(values, shift, dims[layer])
-        left = means.pop(layer) - channel_mean(values, dims[layer], batch.mask)
+            _add(values, shift, dim)
+        positions, wanted = kept.pop(layer.output)
+        left = (wanted - _sums(values, positions, dim)) / _counts(values, positions, dim)
         # The mean over all batches so far: each later batch moves it by its share.
-        batches[layer] += 1
-        step = left / batches[layer]
-        _add(values, step, dims[layer])
-        shifts[layer] = step if shift is None else shift + step
+        batches[layer.output] += 1
+        step = left / batches[layer.output]
+        _add(values, step, dim)
+        shifts[layer.output] = step if shift is None else shift + step
 
     walk = Walk(
         original,
         data,
         current=quantized,
         rows=rows,
+        batch_size=_BATCH_ROWS,
         device=device,
         memory=memory,
         scratch=scratch,
@@ -103,27 +125,33 @@ def output_shifts(
         label="correct biases",
     )
     for step in walk:
-        step.advance(Watch(dims, keep_mean), Watch(names, correct))
+        step.advance(Watch(floats, keep), Watch(integers, correct))
     return shifts
 
 
-def channel_mean(values: Tensor, dim: int, mask: npt.NDArray[np.bool_] | None) -> Tensor:
-    """Mean of each channel over all rows and positions but padded ones.
+def _sums(values: Tensor, positions: Tensor | None, dim: int) -> Tensor:
+    """Sum of each channel over the positions that count: float64 [channels].
 
-    Args:
-        values: Any tensor of the graph.
-        dim: Dimension of the channels.
-        mask: bool [rows, length]: which positions are no padding; None where all are.
-
-    Returns:
-        float64 [channels].
+    torch sums float32 in a cascade: exact enough, and without a wider copy.
     """
-    others = [d for d in range(values.dim()) if d != dim % values.dim()]
-    real = None if mask is None else position_mask(tuple(values.shape), torch.from_numpy(mask))
-    if real is None:
-        return values.double().mean(others)
-    weights = real.to(values.device).expand(values.shape).double()
-    return (values.double() * weights).sum(others) / weights.sum(others)
+    chosen = values if positions is None else values * positions
+    return chosen.sum(_others(values, dim)).double()
+
+
+def _counts(values: Tensor, positions: Tensor | None, dim: int) -> Tensor:
+    """Positions of each channel, and some more where few count: float64 [channels].
+
+    Few positions tell little; with some more, of no error, their mean is drawn towards zero.
+    """
+    everywhere = values.numel() // max(values.shape[dim], 1)
+    if positions is None:
+        return torch.tensor(float(max(everywhere, 1)), dtype=torch.float64, device=values.device)
+    found = positions.expand(values.shape).sum(_others(values, dim)).double()
+    return found + _DOUBT * max(everywhere, 1)
+
+
+def _others(values: Tensor, dim: int) -> list[int]:
+    return [d for d in range(values.dim()) if d != dim % values.dim()]
 
 
 def _add(values: Tensor, shift: Tensor, dim: int) -> None:

@@ -21,7 +21,8 @@ class PassDescription:
     Attributes:
         name: Name of the pass in recipes.
         summary: First paragraph of its docstring.
-        needs: ``data`` where it needs calibration rows, else ``nothing``.
+        needs: ``data`` where it needs calibration rows, ``optional data`` where it uses those that
+            there are, else ``nothing``.
         options: JSON Schema of each option, with description and default.
         required: Options without a default.
     """

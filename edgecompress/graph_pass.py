@@ -30,6 +30,7 @@ __all__ = [
     "Pass",
     "Applied",
     "Change",
+    "Needs",
     "Skip",
     "Context",
     "Scoped",
@@ -41,6 +42,8 @@ __all__ = [
 
 Scoped = Mapping[str, Mapping[str, Any] | Literal[False]]
 """Options by operator type or by node name pattern; ``False`` leaves the node out."""
+
+Needs = Literal["nothing", "optional data", "data"]
 
 _SCOPES = ("ops", "nodes")
 
@@ -119,7 +122,8 @@ class Pass(ABC):
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: ClassVar[str]
-    needs: ClassVar[Literal["nothing", "data"]] = "nothing"
+    needs: ClassVar[Needs] = "nothing"
+    """Whether it looks at calibration rows; a pass that merely may does without them, too."""
     must_change: ClassVar[bool] = True
     """Whether finding nothing to do is an error: the recipe asked for it by name."""
 

@@ -9,11 +9,13 @@ QuantizeLinear-DequantizeLinear pair that all consumers read through.
     x -> Conv -> Relu -> y      becomes
     x -> Q -> DQ -> Conv -> Relu -> Q -> DQ -> y
     w (int8) -> DQ ---^
+
+Weights alone are integers in blocks, each with a scale of its own (operator set 21).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +28,20 @@ __all__ = ["QdqWriter", "quantized_layers"]
 
 
 class QdqWriter:
-    """Inserts pairs into one graph, which it changes in place."""
+    """Inserts pairs into one graph, which it changes in place.
 
-    def __init__(self, graph: ir.Graph) -> None:
+    Args:
+        graph: The graph.
+        keep: Where new weights are kept, such as :meth:`WeightSpool.keep`. Default: in memory.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        keep: Callable[[ir.TensorProtocol], ir.TensorProtocol] = lambda tensor: tensor,
+    ) -> None:
         self._graph = graph
+        self._keep = keep
         self._taken = {v.name for n in graph.all_nodes() for v in n.outputs}
         self._taken |= {v.name for v in graph.inputs} | set(graph.initializers)
         self._taken |= {n.name for n in graph.all_nodes()}  # onnxruntime wants these unique, too
@@ -63,20 +75,20 @@ class QdqWriter:
             "QuantizeLinear",
             inputs=[value, scale, zero_point],
             outputs=[self._value(f"{name}_quantized", zero_point.dtype, value.shape)],
-            name=self._unique(f"{name}/quantize"),
+            name=self.unique(f"{name}/quantize"),
         )
         dequantize = ir.node(
             "DequantizeLinear",
             inputs=[quantize.outputs[0], scale, zero_point],
             outputs=[self._value(f"{name}_dequantized", value.dtype, value.shape)],
-            name=self._unique(f"{name}/dequantize"),
+            name=self.unique(f"{name}/dequantize"),
         )
         return quantize, dequantize
 
     def _take_over_output(self, value: ir.Value, replacement: ir.Value) -> None:
         name = value.name
         position = next(i for i, v in enumerate(self._graph.outputs) if v is value)
-        value.name = self._unique(f"{name}_float")
+        value.name = self.unique(f"{name}_float")
         replacement.name = name
         replacement.type = value.type
         replacement.shape = value.shape
@@ -89,15 +101,18 @@ class QdqWriter:
         integers: npt.NDArray[np.integer],
         scales: npt.NDArray[np.float32],
         axis: int | None,
+        *,
+        zero_point: int = 0,
     ) -> str:
         """Replace a weight or bias by integers and a DequantizeLinear, for the given inputs.
 
         Args:
             weight: The float initializer; removed from the graph once nobody reads it.
             users: Nodes and input positions that shall read the dequantized weight.
-            integers: int8 weights or int32 biases of the same shape. Zero points are zero.
+            integers: int8 weights, int32 biases or other constants, of the same shape.
             scales: float32 scalar, or one per channel.
             axis: Channel axis of per-channel scales, else None.
+            zero_point: The integer that stands for zero.
 
         Returns:
             Name of the initializer that holds the integers.
@@ -107,7 +122,7 @@ class QdqWriter:
         targets = list(users)
         stored = self.initializer(f"{name}_quantized", integers)
         # ONNX lets zero points of 0 be left out, but onnxruntime then does not fuse Gemm.
-        zeros = np.zeros_like(scales, dtype=integers.dtype)
+        zeros = np.full_like(scales, zero_point, dtype=integers.dtype)
         inputs = [
             stored,
             self.initializer(f"{name}_scale", scales),
@@ -118,7 +133,7 @@ class QdqWriter:
             inputs=inputs,
             attributes={} if axis is None else {"axis": axis},
             outputs=[self._value(f"{name}_dequantized", ir.DataType.FLOAT, weight.shape)],
-            name=self._unique(f"{name}/dequantize"),
+            name=self.unique(f"{name}/dequantize"),
         )
         graph.insert_before(min((n for n, _ in targets), key=graph.index), dequantize)
         for node, position in targets:
@@ -126,6 +141,46 @@ class QdqWriter:
         if not weight.uses() and not weight.is_graph_output() and weight.name:
             del graph.initializers[weight.name]
         return stored.name or ""
+
+    def blocks(
+        self,
+        name: str,
+        integers: npt.NDArray[np.generic],
+        scales: npt.NDArray[np.floating],
+        zero_points: npt.NDArray[np.generic] | None,
+        axis: int,
+        block_size: int,
+        before: ir.Node,
+    ) -> ir.Value:
+        """A weight of integers in blocks, and the DequantizeLinear that gives its values.
+
+        Needs operator set 21.
+
+        Args:
+            name: Of the float weight; new names start with it.
+            integers: Of the weight's shape, also of types below one byte.
+            scales: Of that shape, but for ``axis``, which counts blocks.
+            zero_points: As the scales, in the type of the integers; None where they are 0.
+            axis: Along which neighbours share a scale.
+            block_size: How many do; the last block may be short.
+            before: The first node that reads the values.
+
+        Returns:
+            The values, of the type of the scales.
+        """
+        inputs = [self.initializer(f"{name}_quantized", integers)]
+        inputs.append(self.initializer(f"{name}_scale", scales))
+        if zero_points is not None:
+            inputs.append(self.initializer(f"{name}_zero_point", zero_points))
+        dequantize = ir.node(
+            "DequantizeLinear",
+            inputs=inputs,
+            attributes={"axis": axis, "block_size": block_size},
+            outputs=[self._value(f"{name}_dequantized", inputs[1].dtype, ir.Shape(integers.shape))],
+            name=self.unique(f"{name}/dequantize"),
+        )
+        self._graph.insert_before(before, dequantize)
+        return dequantize.outputs[0]
 
     def pads_on_integers(self) -> None:
         """Let Pads between pairs of equal scale pad the integers themselves.
@@ -161,8 +216,8 @@ class QdqWriter:
 
     def initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """Add an initializer, called ``name`` unless that is taken."""
-        unique = self._unique(name)
-        tensor = ir.tensor(array, name=unique)
+        unique = self.unique(name)
+        tensor = self._keep(ir.tensor(array, name=unique))
         value = ir.Value(
             name=unique,
             shape=ir.Shape(array.shape),
@@ -174,9 +229,10 @@ class QdqWriter:
 
     def _value(self, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> ir.Value:
         kind = None if dtype is None else ir.TensorType(dtype)
-        return ir.Value(name=self._unique(name), shape=shape, type=kind)
+        return ir.Value(name=self.unique(name), shape=shape, type=kind)
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """``name``, with a number behind it where it is taken; taken from now on."""
         candidate, n = name, 1
         while candidate in self._taken:
             n += 1

@@ -8,41 +8,40 @@ Rules, from how onnxruntime and its relatives match Q/DQ groups:
   is left between the node and its Q: the runtime drops it, since the range starts at zero.
 - A *join* (Add, Concat, average pools ...) runs on integers when all its inputs are quantized.
 - A *mover* (Reshape, MaxPool, Slice ...) moves integers: its output shares the input's scale.
+
+That is for processors, where float is not slow and each change of format costs time. An accelerator
+that knows nothing but integers wants them everywhere: there, joins are taken whatever their inputs,
+constants and products of two activations among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import onnx_ir as ir
 
-from edgecompress.graph_pass import Pass, Skip
+from edgecompress.graph_pass import Skip
 from edgecompress.model import DEFAULT_DOMAINS, Model
+from edgecompress.qdq_rules import (
+    JOINS,
+    LAYERS,
+    channel_axis,
+    is_dynamic_matmul,
+    is_grouped,
+    is_mover,
+    label,
+    name_of,
+    operands,
+    starts_at_zero,
+    why_not_layer,
+)
 
 __all__ = ["Layer", "Join", "Placement", "place", "label"]
 
-_JOINS = frozenset(
-    {"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu", "Softmax"}
-)
-_MOVERS = frozenset(
-    {
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "MaxPool",
-        "Slice",
-        "Gather",
-        "Expand",
-        "Split",
-        "DepthToSpace",
-        "SpaceToDepth",
-    }
-)
-_LAYERS = {"Conv": 3, "Gemm": 2, "MatMul": 2}
-"""Layers and the least number of dimensions of their weights."""
+Options = TypeVar("Options")
+"""What the caller wants of a node; only handed through."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Layer:
         input: Name of the activation that it reads.
         weight: Name of the weight initializer.
         channel_axis: Axis of the weight that counts output channels.
+        per_channel: Whether a scale per output channel can be told to the runtime.
     """
 
     node: str
@@ -63,6 +63,7 @@ class Layer:
     input: str
     weight: str
     channel_axis: int
+    per_channel: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,23 @@ class Join:
 
 
 @dataclass
-class Placement:
+class Placement(Generic[Options]):
     """What will be quantized.
 
     Attributes:
         layers: Nodes whose weights become integers, in graph order.
         joins: Other nodes that run on integers.
-        options: Activation to quantize -> the pass options that rule its range: those of the node
+        options: Activation to quantize -> the options that rule its range: those of the node
             that makes it, or else of its first reader.
+        constants: Constant inputs of joins, which become integers, with their options.
         shared: Activation -> the activation whose scale it takes over.
         skipped: Candidates left in float, with reasons.
     """
 
     layers: list[Layer] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
-    options: dict[str, Pass] = field(default_factory=dict)
+    options: dict[str, Options] = field(default_factory=dict)
+    constants: dict[str, Options] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     skipped: list[Skip] = field(default_factory=list)
 
@@ -100,54 +103,63 @@ class Placement:
 
 def place(
     model: Model,
-    options_for: Callable[[ir.Node], Pass | None],
+    options_for: Callable[[ir.Node], Options | None],
     int8_ops: frozenset[str],
     *,
     drop_activations: bool = True,
-) -> Placement:
+    everywhere: bool = False,
+) -> Placement[Options]:
     """Decide where Q/DQ pairs go.
 
     Args:
         model: The float model.
-        options_for: Pass options of a node, or None where the recipe leaves it out.
+        options_for: Options of a node, or None where the recipe leaves it out.
         int8_ops: Operators that the target runs on integers.
         drop_activations: Whether the runtime drops a ReLU in front of a quantizer; it can where
             the zero point may lie at the end of the integer range.
+        everywhere: Whether joins run on integers even where that takes quantizers of its own.
     """
-    return _Planner(model, options_for, int8_ops, drop_activations).run()
+    return _Planner(model, options_for, int8_ops, drop_activations, everywhere).run()
 
 
-class _Planner:
+class _Planner(Generic[Options]):
     def __init__(
         self,
         model: Model,
-        options_for: Callable[[ir.Node], Pass | None],
+        options_for: Callable[[ir.Node], Options | None],
         int8_ops: frozenset[str],
         drop_activations: bool,
+        everywhere: bool,
     ) -> None:
         self._graph = model.ir.graph
         self._nodes = [n for n in self._graph if n.domain in DEFAULT_DOMAINS]
         self._options_for = options_for
         self._int8_ops = int8_ops
         self._drop_activations = drop_activations
-        self._plan = Placement()
-        self._can_quantize: dict[str, Pass] = {}  # ends of Gemm and MatMul: quantized on demand
+        self._everywhere = everywhere
+        self._plan: Placement[Options] = Placement()
+        self._can_quantize: dict[str, Options] = {}  # ends of Gemm and MatMul: quantized on demand
 
-    def run(self) -> Placement:
+    def run(self) -> Placement[Options]:
         for node in self._nodes:
-            if node.op_type in _LAYERS:
+            if node.op_type in LAYERS and not is_dynamic_matmul(node):
                 self._take_layer(node)
-        if self._plan.layers:
+        if self._plan.layers or self._everywhere:
             self._take_joins()
             self._share_scales()
             wanted = self._can_quantize.keys() & self._plan.options.keys()
             self._plan.options.update({name: self._can_quantize[name] for name in wanted})
+        else:
+            for node in filter(is_dynamic_matmul, self._nodes):
+                self._skip(node, "its weight is computed at run time")
         self._skip_nested()
         return self._plan
 
     def _take_layer(self, node: ir.Node) -> None:
         options = self._options_for(node)
-        reason = "left out by the recipe" if options is None else self._refuse(node)
+        reason = (
+            "left out by the recipe" if options is None else why_not_layer(node, self._int8_ops)
+        )
         if options is None or reason:
             self._skip(node, reason)
             return
@@ -156,52 +168,19 @@ class _Planner:
             Layer(
                 node=label(node),
                 op=node.op_type,
-                output=_name(node.outputs[0]),
-                input=_name(x),
-                weight=_name(weight),
-                channel_axis=_channel_axis(node),
+                output=name_of(node.outputs[0]),
+                input=name_of(x),
+                weight=name_of(weight),
+                channel_axis=channel_axis(node),
+                per_channel=not (node.op_type == "ConvTranspose" and is_grouped(node)),
             )
         )
-        self._plan.options.setdefault(_name(x), options)
-        end = _name(self._end(node))
-        if node.op_type == "Conv":
+        self._plan.options.setdefault(name_of(x), options)
+        end = name_of(self._end(node))
+        if node.op_type in ("Conv", "ConvTranspose") or self._everywhere:
             self._plan.options[end] = options
         else:
             self._can_quantize[end] = options
-
-    def _refuse(self, node: ir.Node) -> str:
-        """Why a layer stays in float, or an empty string."""
-        x, weight = node.inputs[0], node.inputs[1]
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if node.op_type not in self._int8_ops:
-            return f"the target does not run {node.op_type} on integers"
-        if weight is None or x is None:
-            return "an input is missing"
-        producer = weight.producer()
-        if producer is not None:
-            if producer.op_type == "DequantizeLinear":
-                return "it is already quantized"
-            if producer.op_type == "Constant":
-                return "its weight is a Constant node (the pass 'cleanup' makes it an initializer)"
-            return "its weight is computed at run time"
-        if weight.const_value is None:
-            return "its weight is an input of the model"
-        if weight.is_graph_input():
-            return "its weight may be overridden by an input (the pass 'cleanup' forbids that)"
-        if weight.const_value.dtype != ir.DataType.FLOAT:
-            return f"its weight is {weight.const_value.dtype.name.lower()}, expected float"
-        rank = len(weight.const_value.shape)
-        if rank < _LAYERS[node.op_type] or (node.op_type != "Conv" and rank != 2):
-            return f"its weight has {rank} dimensions"
-        if x.const_value is not None and not x.is_graph_input():
-            return "its input is constant"
-        if bias is not None:
-            if bias.const_value is None or bias.is_graph_input():
-                return "its bias is computed at run time"
-            channels = weight.const_value.shape[_channel_axis(node)]
-            if list(bias.const_value.shape) != [channels]:
-                return f"its bias has the shape {list(bias.const_value.shape)}"
-        return _refuse_gemm(node)
 
     def _end(self, node: ir.Node) -> ir.Value:
         """The value to quantize behind a node: past an activation that the quantizer replaces."""
@@ -211,14 +190,14 @@ class _Planner:
             return out
         follower = uses[0].node
         beside = follower.graph is self._graph  # not inside a subgraph
-        return follower.outputs[0] if beside and _starts_at_zero(follower) else out
+        return follower.outputs[0] if beside and starts_at_zero(follower) else out
 
     def _take_joins(self) -> None:
         taken: set[ir.Node] = set()
         while True:
             before = len(taken)
             for node in self._nodes:
-                if node.op_type in _JOINS and node not in taken and not self._why_not_join(node):
+                if _is_join(node) and node not in taken and not self._why_not_join(node):
                     taken.add(node)
                     self._take_join(node)
             if len(taken) == before:
@@ -226,7 +205,7 @@ class _Planner:
         for node in self._nodes:
             if node in taken:
                 self._plan.joins.append(Join(label(node), node.op_type))
-            elif node.op_type in _JOINS:
+            elif _is_join(node):
                 self._skip(node, self._why_not_join(node))
 
     def _why_not_join(self, node: ir.Node) -> str:
@@ -234,7 +213,14 @@ class _Planner:
             return f"the target does not run {node.op_type} on integers"
         if self._options_for(node) is None:
             return "left out by the recipe"
-        inputs = [v for v in node.inputs if v is not None]
+        inputs = operands(node)
+        if any(v.dtype not in (None, ir.DataType.FLOAT) for v in inputs):
+            return "an input is not float"
+        if self._everywhere:
+            constant = all(v.const_value is not None for v in inputs)
+            return "all its inputs are constant" if constant else ""
+        if is_dynamic_matmul(node):
+            return "both inputs are computed at run time, and such integer kernels are no faster"
         if any(v.const_value is not None for v in inputs):
             return "an input is constant"
         outside = [v for v in inputs if self._source(v) is None]
@@ -245,37 +231,37 @@ class _Planner:
     def _take_join(self, node: ir.Node) -> None:
         options = self._options_for(node)
         assert options is not None  # _why_not_join has seen to it
-        for value in node.inputs:
-            if value is not None:
+        for value in operands(node):
+            if value.const_value is not None:
+                self._plan.constants[name_of(value)] = options
+            elif self._source(value) is None:
+                self._plan.options[name_of(value)] = options
+            else:
                 self._activate(value, options)
-        self._plan.options[_name(self._end(node))] = options
+        self._plan.options[name_of(self._end(node))] = options
 
     def _source(self, value: ir.Value) -> ir.Value | None:
         """The quantized (or quantizable) value that movers carry to ``value``, if any."""
-        while _name(value) not in self._plan.options and _name(value) not in self._can_quantize:
+        while name_of(value) not in self._plan.options and name_of(value) not in self._can_quantize:
             producer = value.producer()
             if producer is None or not self._moves(producer) or producer.inputs[0] is None:
                 return None
             value = producer.inputs[0]
         return value
 
-    def _activate(self, value: ir.Value, options: Pass) -> None:
+    def _activate(self, value: ir.Value, options: Options) -> None:
         """Quantize a value, and what movers carry to it on the way from its source."""
-        name = _name(value)
+        name = name_of(value)
         while name not in self._plan.options:
             self._plan.options[name] = self._can_quantize.get(name, options)
             producer = value.producer()
             if name in self._can_quantize or producer is None or producer.inputs[0] is None:
                 return
             value = producer.inputs[0]
-            name = _name(value)
+            name = name_of(value)
 
     def _moves(self, node: ir.Node) -> bool:
-        if node.domain not in DEFAULT_DOMAINS or self._options_for(node) is None:
-            return False
-        if _pads_with_zero(node):
-            return True
-        return node.op_type in _MOVERS and node.op_type in self._int8_ops
+        return is_mover(node, self._int8_ops) and self._options_for(node) is not None
 
     def _share_scales(self) -> None:
         """Let movers between two quantized values hand the scale on."""
@@ -291,81 +277,29 @@ class _Planner:
         for node in self._graph:
             if not self._moves(node) or node.inputs[0] is None:
                 continue
-            source_name = _name(node.inputs[0])
+            source_name = name_of(node.inputs[0])
             for out in node.outputs:
-                if source_name in self._plan.options and _name(out) in self._plan.options:
+                if source_name in self._plan.options and name_of(out) in self._plan.options:
                     root = self._plan.shared.get(source_name, source_name)
-                    self._plan.shared[_name(out)] = root
+                    self._plan.shared[name_of(out)] = root
 
     def _skip_nested(self) -> None:
         top = set(self._graph)
         for node in self._graph.all_nodes():
-            if node not in top and node.op_type in _LAYERS:
+            if node not in top and node.op_type in LAYERS:
                 self._skip(node, "it lies inside a subgraph (If, Loop or Scan)")
 
     def _skip(self, node: ir.Node, reason: str) -> None:
         self._plan.skipped.append(_skip(node, reason))
 
 
+def _is_join(node: ir.Node) -> bool:
+    return node.op_type in JOINS and (node.op_type != "MatMul" or is_dynamic_matmul(node))
+
+
 def _skip(node: ir.Node, reason: str) -> Skip:
     return Skip(node=label(node), op=node.op_type, reason=reason)
 
 
-def _refuse_gemm(node: ir.Node) -> str:
-    if node.op_type != "Gemm":
-        return ""
-    for name, needed in (("alpha", 1.0), ("beta", 1.0), ("transA", 0)):
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.value != needed:
-            return f"{name} is {attribute.value}, expected {needed}"
-    return ""
-
-
-def _channel_axis(node: ir.Node) -> int:
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        attribute = node.attributes.get("transB")
-        return 0 if attribute is not None and attribute.value else 1
-    return 1
-
-
-def _starts_at_zero(node: ir.Node) -> bool:
-    """Relu, or Clip between constant 0 and something larger."""
-    if node.op_type == "Relu":
-        return True
-    if node.op_type != "Clip" or len(node.inputs) < 2 or node.inputs[1] is None:
-        return False
-    if _number(node.inputs[1]) != 0.0:
-        return False
-    high = node.inputs[2] if len(node.inputs) > 2 else None
-    return high is None or (_number(high) or 0.0) > 0
-
-
-def _pads_with_zero(node: ir.Node) -> bool:
-    """Zero is exact on every grid: such a Pad loses nothing even if the runtime keeps it float."""
-    if node.op_type != "Pad":
-        return False
-    mode = node.attributes.get("mode")
-    fill = node.inputs[2] if len(node.inputs) > 2 else None
-    if mode is not None and mode.value != "constant":
-        return True
-    return fill is None or _number(fill) == 0.0
-
-
-def _number(value: ir.Value) -> float | None:
-    tensor = value.const_value
-    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
-
-
 def _outputs(graph: ir.Graph) -> list[ir.Value]:
     return [value for node in graph for value in node.outputs]
-
-
-def _name(value: ir.Value | None) -> str:
-    return "" if value is None or value.name is None else value.name
-
-
-def label(node: ir.Node) -> str:
-    """What people know a node by: its name, or that of its output."""
-    return node.name or _name(node.outputs[0])

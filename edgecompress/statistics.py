@@ -31,6 +31,8 @@ __all__ = ["TensorStatistics", "Statistics", "collect"]
 SAMPLE_PER_ROW = 8192
 """Values of one row that go into a histogram; the extremes are taken over all of them."""
 
+_SUMS = 6
+
 
 @dataclass
 class TensorStatistics:
@@ -41,7 +43,8 @@ class TensorStatistics:
         high: Exact largest value, -inf before the first row.
         count: Number of values seen.
         histogram: Of an evenly spaced sample of each row.
-        sums: float64 [3] by batch: number, sum and sum of squares of the sample.
+        sums: float64 [6] by batch: number, sum and sum of squares of the sample; then 1 and the
+            extremes of the batch, or three zeros where it has no values.
     """
 
     low: float = math.inf
@@ -53,17 +56,23 @@ class TensorStatistics:
     @property
     def mean(self) -> float:
         """Mean of the sample; NaN before the first row."""
-        number, total, _ = self._totals()
+        number, total, *_ = self._totals()
         return total / number if number else math.nan
 
     @property
     def rms(self) -> float:
         """Root mean square of the sample; NaN before the first row."""
-        number, _, squares = self._totals()
+        number, _, squares, *_ = self._totals()
         return math.sqrt(squares / number) if number else math.nan
 
+    @property
+    def averaged(self) -> tuple[float, float]:
+        """Extremes of a batch, on average over the batches; NaN before the first row."""
+        *_, batches, low, high = self._totals()
+        return (low / batches, high / batches) if batches else (math.nan, math.nan)
+
     def _totals(self) -> list[float]:
-        found: list[float] = self.sums.total().tolist() if self.sums.nodes else [0.0, 0.0, 0.0]
+        found: list[float] = self.sums.total().tolist() if self.sums.nodes else [0.0] * _SUMS
         return found
 
     def add(self, batch: int, values: Tensor, mask: Tensor | None = None) -> None:
@@ -77,25 +86,25 @@ class TensorStatistics:
         Raises:
             ValueError: Some values are NaN or infinite, or the batch was taken in before.
         """
-        sampled = torch.zeros(3, dtype=torch.float64)
+        sampled = torch.zeros(_SUMS, dtype=torch.float64)
+        low, high = math.inf, -math.inf
         for rows in _real(values, mask):
             if rows.numel() == 0:
                 continue
             smallest, largest = _extremes(rows)
             if not math.isfinite(smallest) or not math.isfinite(largest):
                 raise ValueError("values are NaN or infinite")
-            self.low, self.high = min(self.low, smallest), max(self.high, largest)
+            low, high = min(low, smallest), max(high, largest)
             self.count += rows.numel()
             sample = rows[:, :: _stride(rows.shape[1])]
             self.histogram.add(sample, max(abs(smallest), abs(largest)))
             exact = sample.double()
-            sampled += torch.stack(
-                [
-                    torch.tensor(exact.numel(), dtype=torch.float64),
-                    exact.sum(),
-                    exact.square().sum(),
-                ]
-            )
+            sampled[0] += exact.numel()
+            sampled[1] += exact.sum()
+            sampled[2] += exact.square().sum()
+        if low <= high:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            sampled[3:] = torch.tensor([1.0, low, high], dtype=torch.float64)
         self.sums.add(batch, sampled)
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:

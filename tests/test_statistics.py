@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgecompress.bias_correction import channel_mean
+from edgecompress.bias_correction import CorrectedLayer
 from edgecompress.errors import DataError
 from edgecompress.model import Model
 from edgecompress.numerics.histogram import HALF
@@ -112,11 +112,15 @@ def test_padding_counts_in_no_statistic() -> None:
 
 
 def test_padding_moves_no_bias() -> None:
-    values = torch.arange(24.0).reshape(2, 3, 4)
     mask = np.array([[True, True, False], [True, False, False]])
-    real = torch.stack([values[0, 0], values[0, 1], values[1, 0]]).double()
-    assert torch.equal(channel_mean(values, -1, mask), real.mean(0))
-    assert torch.equal(channel_mean(values, -1, None), values.double().mean((0, 1)))
+    values = torch.arange(24.0).reshape(2, 3, 4)
+    assert CorrectedLayer("y", "y", -1).passing(values, None) is None
+    real = CorrectedLayer("y", "y", -1).passing(values, mask)
+    assert real is not None
+    assert torch.equal(real.expand(values.shape)[..., 0], torch.from_numpy(mask))
+    inside = CorrectedLayer("y", "y", -1, 3.0, 14.0).passing(values, mask)
+    assert inside is not None
+    assert values[inside].tolist() == [4, 5, 6, 7, 12, 13]
 
 
 def test_merging_different_tensors_keeps_both() -> None:

@@ -1,6 +1,8 @@
 """Clipping ranges of activations, chosen on a histogram.
 
 - ``minmax``: the smallest and largest value seen.
+- ``moving_average``: the extremes of a batch, on average over the batches, as observers of that
+  name approach them; here the order of the batches does not matter.
 - ``percentile``: cuts the same share of values off each end.
 - ``entropy``: least Kullback-Leibler divergence between the clipped distribution and its
   quantized form (S. Migacz, "8-bit inference with TensorRT", GTC 2017).
@@ -20,7 +22,7 @@ from edgecompress.numerics.histogram import Histogram
 
 __all__ = ["RangeMethod", "choose_range"]
 
-RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+RangeMethod = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 
 _Score = Callable[[Tensor, Tensor, Affine, IntegerRange], float]
 """Badness of quantizing a distribution (bin centers, counts) with given parameters."""
@@ -35,22 +37,26 @@ def choose_range(
     high: float,
     integers: IntegerRange,
     *,
+    averaged: tuple[float, float] | None = None,
     percentile: float = 99.999,
     symmetric: bool = False,
 ) -> tuple[float, float]:
     """The range ``(low, high)`` to quantize a tensor with.
 
     Args:
-        method: One of the four above.
+        method: One of those above.
         histogram: Of the tensor's values; may hold a sample of them.
         low: Exact smallest value.
         high: Exact largest value.
         integers: What the range will be mapped onto.
+        averaged: Extremes of a batch, on average; only for ``moving_average``.
         percentile: Share of values kept, in percent; only for ``percentile``.
         symmetric: Whether the quantizer is symmetric around zero.
     """
     if method == "minmax" or low == high or not histogram.counts.any():
         return low, high
+    if method == "moving_average":
+        return (low, high) if averaged is None else averaged
     if method == "percentile":
         return _percentile(histogram, low, high, percentile)
     counts = histogram.counts

@@ -1,0 +1,1 @@
+"""Quantization: what its passes share. Ranges, rounding, formats, sensitivity and allocation."""
