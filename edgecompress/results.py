@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from edgecompress.measure import Measurement
-from edgecompress.report.data import BudgetVerdict, Coverage, SkipReport
+from edgecompress.report.data import BudgetVerdict, Coverage, SensitivityReport, SkipReport
 
 __all__ = [
     "LayerInfo",
@@ -15,15 +15,20 @@ __all__ = [
     "Inspection",
     "ExportResult",
     "PlannedStep",
+    "PlannedCandidate",
     "Plan",
     "ProfileResult",
     "ValidationResult",
     "NodeSqnr",
+    "RangeFit",
+    "DeadChannels",
+    "KeepFloat",
     "Comparison",
     "Check",
     "Diagnosis",
     "TensorSummary",
     "StatisticsResult",
+    "SensitivityResult",
 ]
 
 
@@ -114,6 +119,14 @@ class PlannedStep(_Result):
     cached: bool
 
 
+class PlannedCandidate(_Result):
+    """One candidate of a search with its passes, and why it would not be tried, if so."""
+
+    name: str
+    passes: list[dict[str, Any]]
+    refused: str | None
+
+
 class Plan(_Result):
     """What ``edgecompress build --dry-run`` would do."""
 
@@ -125,6 +138,7 @@ class Plan(_Result):
     validation_rows: int
     metric: str | None
     steps: list[PlannedStep]
+    candidates: list[PlannedCandidate] = []
     budgets: dict[str, float]
     output: str
 
@@ -154,15 +168,92 @@ class ValidationResult(_Result):
 
 
 class NodeSqnr(_Result):
-    """Signal to quantization noise of one node's output, over the validation rows."""
+    """Signal to quantization noise of one node's output, over the validation rows.
+
+    Attributes:
+        sqnr_db: As the error arrives: made here, and inherited.
+        own_db: Made here: with the inputs of the float model. None where the nodes that stand for
+            it cannot be run alone.
+    """
 
     node: str
     op: str
     sqnr_db: float
+    own_db: float | None = None
+
+
+class RangeFit(_Result):
+    """How the range of a quantized activation fits the values that it meets.
+
+    Attributes:
+        value: Name of the activation in B.
+        low: Lowest number of the range.
+        high: Highest number.
+        clipped_low: Share of the values below the range.
+        clipped_high: Share of the values above it.
+        unused: Share of the range that no value came to.
+        fault: Whether it has no width, clips values at a higher cost than rounding has, or is more
+            than four times as wide as its values.
+    """
+
+    value: str
+    low: float
+    high: float
+    clipped_low: float
+    clipped_high: float
+    unused: float | None
+    fault: Literal["no width", "clips", "too wide"] | None
+
+
+class DeadChannels(_Result):
+    """Output channels of a layer that are the same number for all rows.
+
+    Attributes:
+        channels: How many the layer has.
+        dead: Those that are constant in B and not in A.
+        dead_in_both: Those that are constant in both.
+    """
+
+    node: str
+    op: str
+    channels: int
+    dead: list[int]
+    dead_in_both: list[int]
+
+
+class KeepFloat(_Result):
+    """A node that is worth keeping in float.
+
+    Attributes:
+        node: Name, as recipes have it.
+        share: Part of the error that would go, of the sum over all nodes. What is lost between two
+            nodes on integers stays where only one of them is kept in float.
+        basis: Of the share: the error as it reaches the outputs of the model, to first order; or
+            its power relative to the node's own signal, where no gradient can be taken. Where
+            outputs are infinite, nodes whose numbers their types cannot hold count alike.
+        extra_bytes: What its weights take more in float.
+        macs: Multiply-accumulates that would be done in float; None where shapes do not tell.
+        line: For the table ``[pass.nodes]`` of the pass that compressed it.
+    """
+
+    node: str
+    op: str
+    share: float
+    basis: Literal["output", "node", "infinite"]
+    extra_bytes: int
+    macs: int | None
+    line: str
 
 
 class Comparison(_Result):
-    """What ``edgecompress compare A B`` shows; nodes are worst first."""
+    """What ``edgecompress compare A B`` shows; nodes are worst first.
+
+    Attributes:
+        ranges: Of all quantized activations of B, in the order of the graph.
+        dead_channels: Layers that have some, in the order of the graph.
+        keep_float: Nodes most worth keeping in float, the best first.
+        unmatched: Nodes of A without a counterpart in B.
+    """
 
     a: str
     b: str
@@ -174,6 +265,9 @@ class Comparison(_Result):
     size_bytes_b: int
     outputs: list[NodeSqnr]
     nodes: list[NodeSqnr]
+    ranges: list[RangeFit] = []
+    dead_channels: list[DeadChannels] = []
+    keep_float: list[KeepFloat] = []
     unmatched: int
 
 
@@ -222,3 +316,12 @@ class StatisticsResult(_Result):
     rows: int
     tensors: list[TensorSummary]
     widest: list[str]
+
+
+class SensitivityResult(_Result):
+    """What ``edgecompress sensitivity`` shows; ``sensitivity`` is in graph order."""
+
+    model: str
+    data: str
+    target: str
+    sensitivity: SensitivityReport

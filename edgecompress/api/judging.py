@@ -185,7 +185,10 @@ def compare(
     batch_size: int = 16,
     progress: Progress = silent,
 ) -> Comparison:
-    """Where a compressed model departs from its original: the metric, and each node's SQNR.
+    """Where a compressed model departs from its original, and why.
+
+    The metric of both; each node's SQNR, as the error arrives and as far as it is made there;
+    ranges that do not fit, dead channels, and the nodes most worth keeping in float.
 
     Args:
         a: The original.
@@ -201,10 +204,12 @@ def compare(
         InputError: Something cannot be used, or the models' inputs or outputs differ.
         MeasurementError: The runtime cannot run one of the models.
     """
-    from edgecompress.comparison import compare_nodes
+    from edgecompress.comparison import diagnose
+    from edgecompress.comparison.side_by_side import Setting
     from edgecompress.data_options import validation_rows
+    from edgecompress.diagnosis import dead_channels, node_sqnr, range_fits, worth_keeping
     from edgecompress.evaluation import Evaluator, check_alike, load_target
-    from edgecompress.results import Comparison, NodeSqnr
+    from edgecompress.results import Comparison
     from edgecompress.sources import load
 
     source = load(a)
@@ -224,8 +229,7 @@ def compare(
         raise DataError("names no rows to compare on", where=os.fspath(data))
     with Evaluator(load_target("host"), rows, judge, progress) as evaluator:
         figures = [evaluator.judge(model, first) for model in (first, second)]
-    nodes, unmatched = compare_nodes(first, second, rows, progress=progress)
-    listed = [NodeSqnr(node=e.node, op=e.op, sqnr_db=e.sqnr_db) for e in nodes]
+    found = diagnose(first, second, rows, Setting(progress=progress))
     ends = {spec.name for spec in first.signature.outputs}
     return Comparison(
         a=os.fspath(a),
@@ -236,7 +240,10 @@ def compare(
         metric_b=figures[1].value,
         size_bytes_a=first.size_bytes,
         size_bytes_b=second.size_bytes,
-        outputs=[n for n, e in zip(listed, nodes, strict=True) if e.value in ends],
-        nodes=listed,
-        unmatched=unmatched,
+        outputs=[node_sqnr(error) for error in found.nodes if error.value in ends],
+        nodes=[node_sqnr(error) for error in found.nodes],
+        ranges=range_fits(found),
+        dead_channels=dead_channels(found),
+        keep_float=worth_keeping(first, second, found),
+        unmatched=found.unmatched,
     )
