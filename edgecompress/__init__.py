@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         inspect,
         profile,
         schema,
+        sensitivity,
         validate,
     )
     from edgecompress.model import Model
@@ -35,6 +36,7 @@ __all__ = [
     "profile",
     "validate",
     "compare",
+    "sensitivity",
     "schema",
     "Model",
     "Recipe",

@@ -21,6 +21,7 @@ from edgecompress.report.data import (
     LayerReport,
     MetricRecord,
     Report,
+    SensitivityReport,
     SkipReport,
     SourceRecord,
     StepReport,
@@ -75,6 +76,7 @@ def _report(
         data=None if data is None else DataRecord(**data.describe()),
         metric=_metric_record(state),
         steps=[_step_report(step, measured.get(id(step))) for step in state.steps],
+        search=None if state.search is None else state.search.report(),
         layers=[*layers],
         coverage=coverage,
         budgets=[*budgets],
@@ -108,6 +110,8 @@ def _metric_record(state: BuildState) -> MetricRecord | None:
 
 def _step_report(step: Step, measurement: Measurement | None) -> StepReport:
     applied = step.applied
+    notes = dict(applied.notes) if applied else {}
+    sensitivity = notes.pop("sensitivity", None)
     return StepReport(
         name=step.name,
         options=dict(step.options),
@@ -120,7 +124,8 @@ def _step_report(step: Step, measurement: Measurement | None) -> StepReport:
         measurement=measurement,
         changed=[ChangeReport(**asdict(c)) for c in applied.changed] if applied else [],
         skipped=[SkipReport(**asdict(s)) for s in applied.skipped] if applied else [],
-        notes=dict(applied.notes) if applied else {},
+        notes=notes,
+        sensitivity=None if sensitivity is None else SensitivityReport(**sensitivity),
     )
 
 
@@ -129,7 +134,7 @@ def _layers(state: BuildState, measured: Mapping[int, Measurement]) -> list[Laye
     by_name = {step.name: step for step in state.recipe.passes}
     start = state.steps[0]
     for step in state.kept[1:]:
-        if by_name[step.name].needs == "data":
+        if step.candidate or by_name[step.name].needs == "data":
             break
         start = step
     final = state.current
@@ -165,6 +170,16 @@ def manifest(state: BuildState, report: Report) -> dict[str, Any]:
         "source": {"path": state.recipe.source.model, "digest": state.source.digest},
         "target": report.target,
         "metric": metric,
+        **_choice(state),
         "versions": report.versions,
         "recipe": recipe,
     }
+
+
+def _choice(state: BuildState) -> dict[str, Any]:
+    """What a search chose, with the passes that make the same file without a search."""
+    if state.search is None:
+        return {}
+    chosen = next(trial for trial in state.search.trials if trial.status == "chosen")
+    passes = [{"name": step.name, **step.options()} for step in chosen.candidate.passes]
+    return {"search": {"chosen": chosen.name, "pass": passes}}

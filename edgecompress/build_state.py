@@ -13,7 +13,9 @@ from edgecompress.graph_pass import Applied
 from edgecompress.model import Model
 from edgecompress.progress import Progress
 from edgecompress.recipe import Recipe
+from edgecompress.search.loop import Search
 from edgecompress.step_cache import StepCache
+from edgecompress.workbench import Workbench
 
 __all__ = ["BuildState", "Step", "SOURCE"]
 
@@ -34,6 +36,7 @@ class Step:
         reason: Why it was not kept.
         cached: The pass did not run, its result was in the cache.
         seconds: Time that it took.
+        candidate: It belongs to the candidate that a search chose.
     """
 
     name: str
@@ -45,6 +48,11 @@ class Step:
     reason: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    candidate: bool = False
+
+    def roll_back(self, reason: str) -> None:
+        """Let the model before it go on."""
+        self.status, self.reason = "rolled back", reason
 
 
 @dataclass
@@ -55,23 +63,33 @@ class BuildState:
         recipe: What to do.
         output: Folder of the results.
         source: The float model.
-        evaluator: Judges models on the target.
-        cache: Finished steps.
+        bench: Runs passes, and judges models on the target.
         progress: Told how far the work is.
         started: When the build started, on the monotonic clock.
         steps: Steps taken so far, the source first.
         notes: Lines for the report that must not be missed.
+        search: What the search did, where the recipe asks for one.
     """
 
     recipe: Recipe
     output: Path
     source: Model
-    evaluator: Evaluator
-    cache: StepCache
+    bench: Workbench
     progress: Progress
     started: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    search: Search | None = None
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What judges models on the target."""
+        return self.bench.evaluator
+
+    @property
+    def cache(self) -> StepCache:
+        """Finished steps."""
+        return self.bench.cache
 
     @property
     def kept(self) -> list[Step]:

@@ -1,36 +1,39 @@
 """build: the only place that knows the order of things.
 
 Load the source, open the data, resolve the target, judge the float model there; then for each pass:
-look in the cache, run it, judge the result, keep it or roll it back; at the end measure all kept
-models in turn, judge the budgets, and deliver.
+look in the cache, run it, judge the result, keep it or roll it back; then search, where the recipe
+asks for it; at the end measure all kept models in turn, judge the budgets, and deliver.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict
 from math import isinf
 from pathlib import Path
 
 from edgecompress.build_report import build_report, error_report, manifest
+from edgecompress.build_search import never_slower, take_best
 from edgecompress.build_state import SOURCE, BuildState, Step
 from edgecompress.data.calibration import CalibrationSet
 from edgecompress.delivery import check_output, claim_output, deliver, deliver_report
 from edgecompress.errors import BuildError, OutputError, PassError, RecipeError
 from edgecompress.evaluation import Evaluator, MetricFigure, load_target
-from edgecompress.graph_pass import Applied, Context, Pass, run_pass
+from edgecompress.graph_pass import Applied, Pass
 from edgecompress.metrics import Metric, make_metric
 from edgecompress.model import Model
 from edgecompress.parallel.engine import check_engine
 from edgecompress.progress import Progress, silent
 from edgecompress.recipe import Recipe
 from edgecompress.report.data import Report
-from edgecompress.results import Plan, PlannedStep
+from edgecompress.results import Plan, PlannedCandidate, PlannedStep
+from edgecompress.search.candidates import candidates, refusal
+from edgecompress.search.notes import search_notes
 from edgecompress.sources import Loaded, load
-from edgecompress.step_cache import StepCache, code_of, digest_of
+from edgecompress.step_cache import StepCache
 from edgecompress.target import TargetProfile
 from edgecompress.verdicts import Found, judge_budgets
+from edgecompress.workbench import Workbench
 
 __all__ = ["build", "plan"]
 
@@ -68,15 +71,17 @@ def _build(recipe: Recipe, folder: Path, use_cache: bool, progress: Progress) ->
     loaded, data, metric = _open(recipe, progress)
     with Evaluator(_profile(recipe), data, metric, progress) as evaluator:
         evaluator.check(loaded.model)
-        cache = StepCache(recipe.cache if use_cache else None)
-        cache.tidy()
-        state = BuildState(recipe, folder, loaded.model, evaluator, cache, progress)
+        bench = _bench(recipe, loaded.model, evaluator, use_cache, progress)
+        bench.cache.tidy()
+        state = BuildState(recipe, folder, loaded.model, bench, progress)
         if loaded.export_error is not None:
             error = f"{loaded.export_error:.1e}"
             state.notes.append(f"exported; largest relative error against torch: {error}")
         state.notes.extend(loaded.notes)
         try:
             _run_steps(state)
+            if recipe.search is not None:
+                take_best(state, recipe.search)
             return _finish(state)
         except BuildError as error:
             with contextlib.suppress(OutputError):  # why the build failed says more
@@ -94,10 +99,10 @@ def plan(recipe: Recipe, *, output: Path | None = None, use_cache: bool = True) 
     check_output(folder, recipe.base / recipe.source.model)
     loaded, data, metric = _open(recipe, silent)
     model = loaded.model
-    cache = StepCache(recipe.cache if use_cache else None)
     with Evaluator(_profile(recipe), data, metric) as evaluator:
         evaluator.check(model)
         measurable, reason = evaluator.reachable
+        bench = _bench(recipe, model, evaluator, use_cache, silent)
         return Plan(
             source=recipe.source.model,
             target=evaluator.profile.name,
@@ -106,25 +111,54 @@ def plan(recipe: Recipe, *, output: Path | None = None, use_cache: bool = True) 
             calibration_rows=0 if data is None else data.calibration_rows,
             validation_rows=0 if data is None else data.validation_rows,
             metric=None if metric is None else metric.name,
-            steps=_planned(recipe, model, evaluator, cache),
+            steps=_planned(recipe, model, bench),
+            candidates=_planned_candidates(recipe, evaluator),
             budgets=recipe.budget.limits(),
             output=str(folder),
         )
 
 
-def _planned(
-    recipe: Recipe, model: Model, evaluator: Evaluator, cache: StepCache
-) -> list[PlannedStep]:
+def _bench(
+    recipe: Recipe, source: Model, evaluator: Evaluator, use_cache: bool, progress: Progress
+) -> Workbench:
+    folder = recipe.cache if use_cache else None
+    return Workbench(
+        source,
+        evaluator,
+        StepCache(folder),
+        recipe.metric,
+        recipe.build.seed,
+        recipe.resources,
+        progress,
+        folder,
+    )
+
+
+def _planned(recipe: Recipe, model: Model, bench: Workbench) -> list[PlannedStep]:
     """The steps; behind one that is not in the cache, none can be known to be there."""
     steps = []
     known: Model | None = model
     for step in recipe.passes:
         applied = None
         if known is not None:
-            applied = cache.step(_key(step, known, evaluator, recipe.build.seed), known)
+            applied = bench.cache.step(bench.key(step, known), known)
         known = applied.model if applied is not None else None
         steps.append(PlannedStep(name=step.name, options=step.options(), cached=known is not None))
     return steps
+
+
+def _planned_candidates(recipe: Recipe, evaluator: Evaluator) -> list[PlannedCandidate]:
+    if recipe.search is None:
+        return []
+    rows = 0 if evaluator.data is None else evaluator.data.calibration_rows
+    return [
+        PlannedCandidate(
+            name=each.name,
+            passes=[{"name": step.name, **step.options()} for step in each.passes],
+            refused=refusal(each, evaluator.constraints, rows),
+        )
+        for each in candidates(recipe.search)
+    ]
 
 
 def _open(
@@ -171,6 +205,13 @@ def _check_rows(recipe: Recipe, data: CalibrationSet | None) -> None:
         needs.append(("metric", "validation"))
     if recipe.budget.metric_drop is not None:
         needs.append(("budget.metric_drop", "validation"))
+    if recipe.search is not None:
+        needs.append(("search", "validation"))
+        needs += [
+            (f"search.candidate {each.name!r}", "calibration")
+            for each in recipe.search.own
+            if any(step.needs == "data" for step in each.passes)
+        ]
     for where, split in needs:
         if not rows[split]:
             raise RecipeError(
@@ -194,7 +235,7 @@ def _profile(recipe: Recipe) -> TargetProfile:
 
 
 def _run_steps(state: BuildState) -> None:
-    figure = _judge(state, state.source)
+    figure = state.bench.judge(state.source)
     if figure is not None and isinf(figure.value) and state.recipe.budget.metric_drop is not None:
         raise RecipeError(
             "the float model's metric is infinite, so that it drops without limit at any change",
@@ -212,19 +253,7 @@ def _run_steps(state: BuildState) -> None:
 def _take(state: BuildState, step: Pass) -> Step:
     """Run one pass, or read its result, and decide whether its model goes on."""
     before, started = state.current, time.monotonic()
-    key = _key(step, before.model, state.evaluator, state.recipe.build.seed)
-    applied = state.cache.step(key, before.model)
-    cached = applied is not None
-    if applied is None:
-        context = Context(
-            calibration=state.evaluator.data,
-            constraints=state.evaluator.constraints,
-            seed=state.recipe.build.seed,
-            resources=state.recipe.resources,
-            progress=state.progress,
-        )
-        applied = run_pass(step, before.model, context)
-        state.cache.keep_step(key, step.name, before.model, applied)
+    applied, cached = state.bench.run(step, before.model)
     taken = Step(
         step.name, applied.model, "kept", options=step.options(), applied=applied, cached=cached
     )
@@ -233,7 +262,7 @@ def _take(state: BuildState, step: Pass) -> Step:
         taken.reason = _nothing_changed(step, applied)
         state.notes.append(f"{step.name} changed nothing: {taken.reason}")
     else:
-        taken.figure = _judge(state, applied.model)
+        taken.figure = state.bench.judge(applied.model)
         taken.reason = _too_much_lost(state, taken.figure)
         if taken.reason is not None:
             taken.status = "rolled back"
@@ -269,45 +298,15 @@ def _nothing_changed(step: Pass, applied: Applied) -> str:
     return why
 
 
-def _key(step: Pass, model: Model, evaluator: Evaluator, seed: int) -> str:
-    data = evaluator.data
-    constraints = asdict(evaluator.constraints)
-    constraints["int8_ops"] = sorted(evaluator.constraints.int8_ops)
-    return digest_of(
-        step=step.name,
-        code=code_of(type(step)),
-        options=step.options(),
-        model=model.digest,
-        data=data.digest if data is not None and step.needs == "data" else None,
-        constraints=constraints,
-        seed=seed,
-    )
-
-
-def _judge(state: BuildState, model: Model) -> MetricFigure | None:
-    evaluator = state.evaluator
-    if evaluator.metric is None or evaluator.data is None:
-        return None
-    if ":" in evaluator.metric.name:  # the user's own function may have changed without a trace
-        return evaluator.judge(model, state.source)
-    key = digest_of(
-        metric=None if state.recipe.metric is None else state.recipe.metric.model_dump(),
-        model=model.digest,
-        reference=state.source.digest,
-        data=evaluator.data.digest,
-        target=evaluator.profile.model_dump(mode="json"),
-    )
-    return state.cache.value(key, MetricFigure, lambda: evaluator.judge(model, state.source))
-
-
 def _finish(state: BuildState) -> Report:
     """Measure, judge the budgets, deliver."""
-    first, final = state.kept[0], state.current
     measurements = state.evaluator.measure(
         {f"{number} {step.name}": step.model for number, step in enumerate(state.kept)},
         reference=f"0 {SOURCE}",
     )
     measured = dict(zip(map(id, state.kept), measurements.values(), strict=True))
+    never_slower(state, measured)
+    first, final = state.kept[0], state.current
     last = measured[id(final)]
     if final is first and last.latency_ms is not None:
         last = last.model_copy(update={"latency_ratio": 1.0})
@@ -323,6 +322,8 @@ def _finish(state: BuildState) -> Report:
         allow_estimate=state.recipe.target.allow_estimate,
     )
     coverage = state.evaluator.coverage(final.model, claimed)
+    if state.search is not None:
+        state.notes.extend(search_notes(state.search.report(), state.evaluator.metric_name))
     if state.cache.trouble is not None:
         state.notes.append(state.cache.trouble)
     report = build_report(state, measured, coverage, verdicts)

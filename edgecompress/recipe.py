@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -34,11 +34,17 @@ __all__ = [
     "TargetSpec",
     "BudgetSpec",
     "BuildSpec",
+    "SearchSpec",
+    "CandidateSpec",
+    "CandidateName",
     "load_recipe",
     "make_budget",
 ]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Steps = Annotated[tuple[Annotated[InstanceOf[Pass], WithJsonSchema({})], ...], Field(alias="pass")]
+CandidateName = Literal["static", "equalized", "mixed", "dynamic", "weights8", "weights4", "half"]
+"""Candidates that come with the package; what each is made of is in ``search.candidates``."""
 
 
 class _Table(BaseModel):
@@ -136,6 +142,48 @@ class BuildSpec(_Table):
         raise ValueError("expected a folder, or false for no cache")
 
 
+class CandidateSpec(_Table):
+    """A candidate of the user's own: a name for reports, and its passes in order.
+
+    Attributes:
+        name: What reports call it.
+        passes: Steps in order, as in the recipe's own ``[[pass]]`` tables.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    passes: Steps
+
+
+class SearchSpec(_Table):
+    """Candidates that are built, judged and measured; the best that keeps the budgets is delivered.
+
+    All start from the model behind the recipe's ``[[pass]]`` tables, which is the float candidate.
+
+    Attributes:
+        candidates: static, equalized, mixed, dynamic, weights8, weights4, half. Default: all that
+            the target takes; an empty list for own ones only.
+        own: Further candidates.
+        objective: What is the best: the least time per inference (files within 3 % count as equally
+            fast, and the smallest of them wins), or the least bytes.
+        max_minutes: When this time is over, the best file so far is delivered.
+        give_back: Let nodes that got slower, or lost too much, go back to float.
+    """
+
+    candidates: Annotated[tuple[CandidateName, ...] | None, Field(strict=False)] = None
+    own: Annotated[tuple[CandidateSpec, ...], Field(alias="candidate")] = ()
+    objective: Literal["latency", "size"] = "latency"
+    max_minutes: Positive | None = None
+    give_back: bool = True
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        taken = ["float", *get_args(CandidateName), *(each.name for each in self.own)]
+        twice = sorted({name for name in taken if taken.count(name) > 1})
+        if twice:
+            raise ValueError(f"expected names of their own for candidates, got {twice[0]!r} again")
+        return self
+
+
 class Recipe(_Table):
     """A whole recipe. Paths in it are relative to its folder.
 
@@ -144,6 +192,7 @@ class Recipe(_Table):
         data: Rows to calibrate and validate on.
         metric: What "still good" means; its name alone will do.
         passes: Steps in order.
+        search: Candidates behind these steps, the best of which is delivered.
         target: The device that the result must fit.
         budget: What the result must keep to.
         build: Where the results go.
@@ -152,9 +201,8 @@ class Recipe(_Table):
     source: SourceSpec
     data: DataSpec | None = None
     metric: MetricSpec | None = None
-    passes: Annotated[
-        tuple[Annotated[InstanceOf[Pass], WithJsonSchema({})], ...], Field(alias="pass")
-    ] = ()
+    passes: Steps = ()
+    search: SearchSpec | None = None
     target: TargetSpec = TargetSpec()
     budget: BudgetSpec = BudgetSpec()
     build: BuildSpec = BuildSpec()
@@ -184,7 +232,9 @@ class Recipe(_Table):
         """
         tables = dict(data)
         problems: list[Problem] = []
-        tables["pass"] = _make_passes(tables.pop("pass", []), problems)
+        tables["pass"] = _make_passes(tables.pop("pass", []), problems, "[[pass]]")
+        if isinstance(tables.get("search"), Mapping):
+            tables["search"] = _make_candidates(tables["search"], problems)
         try:
             recipe = cls.model_validate(tables)
         except ValidationError as error:
@@ -198,9 +248,10 @@ class Recipe(_Table):
     def from_options(
         cls,
         model: str,
-        passes: Sequence[tuple[str, Mapping[str, Any]]],
+        passes: Sequence[tuple[str, Mapping[str, Any]]] | None,
         *,
         output: str | os.PathLike[str],
+        search: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
         metric: str | None = None,
         target: str = "host",
@@ -211,8 +262,10 @@ class Recipe(_Table):
 
         Args:
             model: As ``[source] model``.
-            passes: Names and options of the passes, in order.
+            passes: Names and options of the passes, in order; None for a search that starts with
+                the pass ``cleanup``.
             output: Folder of the results.
+            search: Keys of the ``[search]`` table; with ``passes``, these run in front of it.
             data: Keys of the ``[data]`` table, or None for no data.
             metric: Name of the metric.
             target: Name of the target.
@@ -222,6 +275,8 @@ class Recipe(_Table):
         Raises:
             RecipeError: As :meth:`from_dict`.
         """
+        if passes is None:
+            passes, search = [("cleanup", {})], search or {}
         tables: dict[str, Any] = {
             "source": {"model": model},
             "pass": [{"name": name, **options} for name, options in passes],
@@ -229,6 +284,8 @@ class Recipe(_Table):
             "budget": dict(budgets or {}),
             "build": {"output": os.fspath(output)},
         }
+        if search is not None:
+            tables["search"] = dict(search)
         if not use_cache:
             tables["build"]["cache"] = False
         if data is not None:
@@ -284,19 +341,47 @@ class Recipe(_Table):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data with all defaults written out; :meth:`from_dict` takes it back."""
-        tables = self.model_dump(mode="json", exclude={"passes"}, exclude_none=True)
-        tables["pass"] = [{"name": step.name, **step.options()} for step in self.passes]
+        tables = self.model_dump(mode="json", exclude={"passes", "search"}, exclude_none=True)
+        tables["pass"] = _plain(self.passes)
+        if self.search is not None:
+            tables["search"] = {
+                **self.search.model_dump(mode="json", exclude={"own"}, exclude_none=True),
+                "candidate": [
+                    {"name": each.name, "pass": _plain(each.passes)} for each in self.search.own
+                ],
+            }
         return tables
 
 
-def _make_passes(tables: Any, problems: list[Problem]) -> tuple[Pass, ...]:
+def _plain(passes: Sequence[Pass]) -> list[dict[str, Any]]:
+    return [{"name": step.name, **step.options()} for step in passes]
+
+
+def _make_candidates(search: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """The table ``[search]`` with the passes of each own candidate made."""
+    tables = search.get("candidate", ())
+    if not isinstance(tables, list | tuple):
+        cure = "write [[search.candidate]] with two brackets, once for each candidate"
+        what = f"expected a list of tables, got {tables!r:.60}"
+        problems.append(Problem("search.candidate", what, cure))
+        tables = ()
+    made = []
+    for number, table in enumerate(tables, start=1):
+        if isinstance(table, Mapping) and "pass" in table:
+            place = f"[[search.candidate]] #{number}, [[pass]]"
+            table = {**table, "pass": _make_passes(table["pass"], problems, place)}
+        made.append(table)
+    return {**search, "candidate": tuple(made)}
+
+
+def _make_passes(tables: Any, problems: list[Problem], title: str) -> tuple[Pass, ...]:
     if not isinstance(tables, list | tuple):
         cure = "write [[pass]] with two brackets, once for each pass"
         problems.append(Problem("pass", f"expected a list of tables, got {tables!r:.60}", cure))
         return ()
     made = []
     for number, table in enumerate(tables, start=1):
-        place = f"[[pass]] #{number}"
+        place = f"{title} #{number}"
         name = table.get("name") if isinstance(table, Mapping) else None
         if not isinstance(name, str):
             what = f"expected a table with the name of a pass, got {table!r:.60}"

@@ -25,7 +25,8 @@ def schema() -> dict[str, Any]:
         steps.append({"$ref": f"#/$defs/pass_{name}"})
     for definition in (root, *definitions.values()):
         _spread_docs(definition)
-    root["properties"]["pass"]["items"] = {"oneOf": steps}
+    for table in (root, definitions["CandidateSpec"]):
+        table["properties"]["pass"]["items"] = {"oneOf": steps}
     metric = root["properties"]["metric"]
     metric["anyOf"] = [{"type": "string"}, *metric["anyOf"]]
     return {

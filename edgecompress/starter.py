@@ -37,7 +37,7 @@ model = {_quoted(model)}
 [[pass]]
 name = "cleanup"
 
-{_block(_QUANTIZE, has_data)}
+{_block(_SEARCH, has_data)}
 [target]
 # `edgecompress targets` lists them; "host" is this machine's CPU.
 name = {_quoted(target)}
@@ -50,8 +50,8 @@ name = {_quoted(target)}
 # latency_ratio = 0.6
 # memory_mb = 100
 # size_mb = 3.0
-{"" if has_data else "# "}size_ratio = 0.3
-# metric_drop = 0.01
+# size_ratio = 0.3
+{"" if has_data else "# "}metric_drop = 0.01
 
 [build]
 output = "out"
@@ -65,12 +65,14 @@ _METRIC = """\
 name = "cosine"
 """
 
-_QUANTIZE = """\
-[[pass]]
-name = "quantize"
-# method = "mse"              # how activation ranges are chosen
-# [pass.nodes]
-# "classifier*" = false       # leave nodes out by name
+_SEARCH = """\
+# Ways to compress that suit the target are tried behind these passes, judged and measured, and the
+# best that keeps the budgets is delivered. Without this table, the passes alone say what is.
+[search]
+# objective = "latency"       # or "size"
+# candidates = ["static", "equalized", "mixed", "dynamic", "weights8", "weights4", "half"]
+# max_minutes = 30            # then the best so far is delivered
+# give_back = true            # nodes that got slower, or lost too much, go back to float
 """
 
 

@@ -11,10 +11,10 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +32,7 @@ __all__ = ["StepCache", "code_of", "digest_of", "source_files", "versions"]
 
 _FACTS, _MODEL = "manifest.json", "model.onnx"  # manifest.json moves in last: see files
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+_EXTRAS = ("scipy",)
 
 
 @cache
@@ -39,7 +40,11 @@ def versions() -> dict[str, str]:
     """Versions of edgecompress and of the libraries that a result depends on."""
     from edgecompress import __version__
 
-    return {"edgecompress": __version__, **{name: version(name) for name in _LIBRARIES}}
+    found = {"edgecompress": __version__, **{name: version(name) for name in _LIBRARIES}}
+    for name in _EXTRAS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def source_files() -> list[Path]:

@@ -122,7 +122,7 @@ USAGE = [
     (["buld"], "no such command 'buld'; did you mean 'build'?"),
     (["build"], "Missing argument 'RECIPE'"),
     (["inspect", "a", "--jsn"], "No such option"),
-    (["compress", "m.onnx", "-o", "out"], "Missing option '-p'"),
+    (["compress", "m.onnx"], "Missing option '-o'"),
     (["compress", "m.onnx", "-o", "out", "-p", ":a=1"], "expected the name of a pass first"),
     (["compress", "m.onnx", "-o", "out", "-p", "q:a"], "expected option=value, got 'a'"),
     (["validate", "m.onnx", "--budget", "size_mb"], "expected name=number such as size_mb=3"),

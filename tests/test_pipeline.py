@@ -17,7 +17,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from edgecompress import delivery, pipeline, step_cache
+from edgecompress import delivery, pipeline, step_cache, workbench
 from edgecompress.cli import console as cli_console
 from edgecompress.cli import main
 from edgecompress.errors import DataError, MeasurementError, PassError, RecipeError
@@ -140,7 +140,7 @@ def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_second_build_runs_no_pass(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "run_pass", no_pass_runs)
+    monkeypatch.setattr(workbench, "run_pass", no_pass_runs)
     monkeypatch.setattr(pipeline.Evaluator, "judge", no_pass_runs)
     again = pipeline.build(
         recipe(built.folder, budget={"size_mb": 1}),
@@ -386,7 +386,7 @@ def test_an_interrupt_leaves_nothing_behind_at_any_stage(
         with monkeypatch.context() as patch:
             interrupt_at(patch, stage)
             check_interrupted(folder)
-    monkeypatch.setattr(pipeline, "run_pass", no_pass_runs)
+    monkeypatch.setattr(workbench, "run_pass", no_pass_runs)
     with monkeypatch.context() as patch:
         patch.setattr(delivery, "write_junit", interrupted)
         interrupt_at(patch, "no stage")

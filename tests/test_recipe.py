@@ -32,6 +32,11 @@ FULL: dict[str, Any] = {
     ],
     "target": {"name": "cpu-x86-64", "threads": 2, "runs": 10},
     "budget": {"size_mb": 3, "metric_drop": 0.0},
+    "search": {
+        "candidates": ["static", "dynamic"],
+        "max_minutes": 5,
+        "candidate": [{"name": "mine", "pass": [{"name": "quantize", "method": "mse"}]}],
+    },
     "build": {"output": "result", "cache": False, "seed": 7},
 }
 MINIMAL: dict[str, Any] = {"source": {"model": "net.onnx"}}
@@ -61,6 +66,14 @@ runs = 10
 [budget]
 size_mb = 3
 metric_drop = 0.0
+[search]
+candidates = ["static", "dynamic"]
+max_minutes = 5
+[[search.candidate]]
+name = "mine"
+[[search.candidate.pass]]
+name = "quantize"
+method = "mse"
 [build]
 output = "result"
 cache = false
@@ -165,6 +178,20 @@ REFUSED = [
         "data.preprocess: unknown key 'stdd'; did you mean 'std'",
     ),
     (changed(data={}), "data: name either one path, or the tables calibration and validation"),
+    (changed(search={"candidates": ["statik"]}), r"search.candidates\[0\]: expected 'static'"),
+    (changed(search={"max_minuts": 5}), "search: unknown key 'max_minuts'; did you mean 'max_min"),
+    (changed(search={"max_minutes": 0}), "search.max_minutes: .*greater than 0, got 0"),
+    (changed(search={"objective": "speed"}), "search.objective: expected 'latency' or 'size'"),
+    (changed(search={"candidate": {"name": "a"}}), "search.candidate: expected a list of tables"),
+    (changed(search={"candidate": [{"name": "a"}]}), r"search.candidate\[0\].pass: is missing"),
+    (
+        changed(search={"candidate": [{"name": "a", "pass": [{"name": "quantise"}]}]}),
+        r"\[\[search.candidate\]\] #1, \[\[pass\]\] #1 \(quantise\): unknown name 'quantise'",
+    ),
+    (
+        changed(search={"candidate": [{"name": "half", "pass": [{"name": "cleanup"}]}]}),
+        "search: expected names of their own for candidates, got 'half' again",
+    ),
     (changed(metric={"nam": "top1"}), "metric: unknown key 'nam'; did you mean 'name'"),
 ]
 
@@ -281,7 +308,7 @@ def test_the_schema_takes_what_the_program_takes(
 
 
 # A list without a name, and keys that only Python code compares, are beyond a schema's means.
-BEYOND_SCHEMA = ("finite number", "name either one path")
+BEYOND_SCHEMA = ("finite number", "name either one path", "names of their own")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +348,8 @@ def test_the_starter_is_a_valid_recipe(tmp_path: Path, data: str | None) -> None
     assert recipe.source.model == "net.onnx"
     assert recipe.target.name == "cpu-arm64"
     assert (recipe.data.path if recipe.data else None) == data
-    assert [s.name for s in recipe.passes] == ["cleanup", "quantize"][: 1 if data is None else 2]
+    assert [s.name for s in recipe.passes] == ["cleanup"]
+    assert (recipe.search is None) is (data is None)
 
 
 def test_the_starter_s_comments_are_valid_too(tmp_path: Path) -> None:

@@ -4,7 +4,15 @@ Importing it loads neither torch nor onnx: each function imports what it needs.
 """
 
 from edgecompress.api.judging import compare, profile, validate
-from edgecompress.api.looking import doctor, inspect, passes, schema, statistics, targets
+from edgecompress.api.looking import (
+    doctor,
+    inspect,
+    passes,
+    schema,
+    sensitivity,
+    statistics,
+    targets,
+)
 from edgecompress.api.making import build, compress, export, init
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "validate",
     "compare",
     "statistics",
+    "sensitivity",
     "targets",
     "passes",
     "schema",

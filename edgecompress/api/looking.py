@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgecompress.errors import OutputError
 from edgecompress.progress import Progress, silent
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from edgecompress.results import (
         Diagnosis,
         Inspection,
+        SensitivityResult,
         StatisticsResult,
     )
 
-__all__ = ["inspect", "statistics", "targets", "passes", "schema", "doctor"]
+__all__ = ["inspect", "statistics", "sensitivity", "targets", "passes", "schema", "doctor"]
 
 StrPath = str | os.PathLike[str]
 
@@ -97,6 +98,91 @@ def statistics(
         progress=progress,
     )
     result = tabulate(loaded.model, found, source=os.fspath(model), data=os.fspath(data))
+    if file is not None:
+        files.write_text(file, result.model_dump_json(indent=2))
+    return result
+
+
+def sensitivity(
+    model: StrPath,
+    *,
+    data: StrPath,
+    inputs: Mapping[str, str] | None = None,
+    target: str = "host",
+    formats: Sequence[Literal["w8a8", "w8", "w4"]] = (),
+    rows: int = 64,
+    loss: Literal["kl", "squared"] | None = None,
+    memory: int | None = None,
+    jobs: int | None = None,
+    engine: str | None = None,
+    scratch: StrPath | None = None,
+    output: StrPath | None = None,
+    batch_size: int = 4,
+    progress: Progress = silent,
+) -> SensitivityResult:
+    """What each layer, alone in each format of a target, would cost; nothing is built.
+
+    Args:
+        model: An ``.onnx`` file, or any other source of a recipe.
+        data: Rows, all of them; or a recipe, whose calibration rows give ranges and whose
+            validation rows are judged on.
+        inputs: Array that feeds an input, where it has another name.
+        target: Name of the target.
+        formats: ``w8a8``, ``w8``, ``w4``. Default: as the pass ``mixed`` takes them.
+        rows: That it is measured on, about.
+        loss: ``kl`` of logits, or ``squared`` error. Default: by what the outputs are.
+        memory: Bytes that weights and activations may take, about.
+        jobs: As for :func:`statistics`, for the ranges.
+        engine: As for :func:`statistics`, for the ranges.
+        scratch: Folder for temporary files.
+        output: A ``.json`` file for the result.
+        batch_size: Rows per batch, where neither the model nor a recipe says it.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: Something cannot be used.
+        PassError: The target takes none of the formats, or the model is quantized already.
+    """
+    from edgecompress import files
+    from edgecompress.devices.host import host
+    from edgecompress.evaluation import load_target
+    from edgecompress.graph_pass import Context
+    from edgecompress.quantization.mixed import (
+        MixSettings,
+        available_formats,
+        in_all_formats,
+        suits,
+    )
+    from edgecompress.quantization.sensitivity import measure_sensitivity
+    from edgecompress.report.data import SensitivityReport
+    from edgecompress.resources import Resources
+    from edgecompress.results import SensitivityResult
+    from edgecompress.sources import load
+    from edgecompress.statistics_table import calibration_rows
+
+    file = None if output is None else Path(output)
+    if file is not None and file.suffix != ".json":
+        raise OutputError(f"expected a name that ends in .json, got {file.name!r}", where=str(file))
+    profile = load_target(target)
+    loaded = load(model, progress=progress)
+    place = None if scratch is None else Path(scratch)
+    context = Context(
+        calibration=calibration_rows(data, inputs or {}, loaded, batch_size),
+        constraints=profile.constraints(host()),
+        resources=Resources(memory=memory, jobs=jobs or 1, engine=engine, scratch=place),
+        progress=progress,
+    )
+    graph = loaded.model.inlined()
+    chosen = available_formats(graph, context, formats or None)
+    allowed = (lambda *_: True) if formats else (lambda node, name: suits(node, name, chosen))
+    variants = in_all_formats(graph, context, chosen, allowed, MixSettings())
+    found = measure_sensitivity(graph, variants, context, rows=rows, loss=loss)
+    result = SensitivityResult(
+        model=os.fspath(model),
+        data=os.fspath(data),
+        target=profile.name,
+        sensitivity=SensitivityReport(**found.as_note()),
+    )
     if file is not None:
         files.write_text(file, result.model_dump_json(indent=2))
     return result

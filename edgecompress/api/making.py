@@ -165,9 +165,10 @@ def build(
 
 def compress(
     model: StrPath,
-    passes: Sequence[tuple[str, Mapping[str, Any]]],
+    passes: Sequence[tuple[str, Mapping[str, Any]]] | None = None,
     *,
     output: StrPath,
+    search: Mapping[str, Any] | None = None,
     data: StrPath | None = None,
     validation: StrPath | None = None,
     labels: str | None = None,
@@ -187,8 +188,10 @@ def compress(
 
     Args:
         model: The model, as ``[source] model`` takes it.
-        passes: Names and options of the passes, in order.
+        passes: Names and options of the passes, in order. Without, candidates for the target are
+            built, judged and measured, and the best that keeps the budgets is delivered.
         output: Folder of the results.
+        search: Keys of ``[search]``; together with ``passes``, these run in front of it.
         data: Rows to calibrate on, and to validate on where ``validation`` names none; or a
             recipe, whose ``[data]`` table is taken.
         validation: Rows to validate on.
@@ -218,6 +221,7 @@ def compress(
         os.fspath(model),
         passes,
         output=output,
+        search=search,
         data=table,
         metric=metric,
         target=target,

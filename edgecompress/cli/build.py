@@ -10,7 +10,7 @@ from edgecompress.cli.console import Console, common
 from edgecompress.cli.options import resources
 
 if TYPE_CHECKING:
-    from edgecompress.results import Plan
+    from edgecompress.results import Plan, PlannedCandidate
 
 
 @click.command(
@@ -58,6 +58,10 @@ def command(
     console.show(result, lambda: _text(result))
 
 
+def _passes(candidate: PlannedCandidate) -> str:
+    return ", ".join(str(step["name"]) for step in candidate.passes)
+
+
 def _text(plan: Plan) -> str:
     from edgecompress.report import format as fmt
     from edgecompress.report.text import table
@@ -77,4 +81,10 @@ def _text(plan: Plan) -> str:
     ]
     if steps:
         lines += ["", table(["step", "state", "options"], steps, align="lll")]
+    if plan.candidates:
+        candidates = [
+            [each.name, "refused" if each.refused else "to try", each.refused or _passes(each)]
+            for each in plan.candidates
+        ]
+        lines += ["", table(["candidate", "state", "passes"], candidates, align="lll")]
     return "\n".join(lines)

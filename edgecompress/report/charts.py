@@ -17,12 +17,13 @@ from markupsafe import Markup
 from edgecompress.report import format as fmt
 from edgecompress.report.figures import Figure
 
-__all__ = ["Scale", "Mark", "scale", "axis", "bars", "dot"]
+__all__ = ["Scale", "Mark", "Point", "scale", "axis", "bars", "dot", "scatter"]
 
 # Share of the width that marks may take, in percent; the rest is for the figure at their end.
 _ROOM = 70.0
 _BAR = 10
 _AXIS_HEIGHT = 18
+_SCATTER_HEIGHT, _LABEL_HEIGHT, _LABEL_WIDTH = 230, 13, 22.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ class Mark:
     figure: Figure
     style: str
     whisker: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A dot of a scatter: its place, its label, and a sentence for the tooltip."""
+
+    name: str
+    x: float
+    y: float
+    style: str
+    why: str
 
 
 def scale(
@@ -131,6 +143,47 @@ def dot(along: Scale, mark: Mark, limit: float | None = None) -> Markup:
         circle.set("class", _style(mark))
         _title(circle, mark)
         _text(svg, along.x(value), middle + 4, mark.figure.text, "value").set("dx", "9")
+    return _markup(svg)
+
+
+def scatter(across: Scale, up: Scale, points: Sequence[Point], limit: float | None) -> Markup:
+    """Dots with their names; the axes' figures stand below and at the left.
+
+    Args:
+        across: The horizontal axis.
+        up: The vertical axis.
+        points: What to draw.
+        limit: Where a line tells what the budget allows of the vertical figure.
+    """
+    svg = _svg(_SCATTER_HEIGHT + _AXIS_HEIGHT, "bars")
+    svg.set("aria-label", "; ".join(f"{p.name}: {p.why}" for p in points))
+
+    def level(value: float) -> float:
+        return _SCATTER_HEIGHT * (1 - up.x(value) / _ROOM)
+
+    def place(value: float) -> float:
+        return 8 + across.x(value)
+
+    for tick in up.ticks:
+        _line(svg, 0, level(tick), 100, level(tick), "grid")
+        _text(svg, 0, level(tick) - 3, fmt.brief(up.text(tick)), "tick")
+    for tick in across.ticks:
+        _line(svg, place(tick), 0, place(tick), _SCATTER_HEIGHT, "grid")
+        label = _text(svg, place(tick), _SCATTER_HEIGHT + 13, fmt.brief(across.text(tick)), "tick")
+        label.set("text-anchor", "middle")
+    if limit is not None and up.low <= limit <= up.high:
+        _line(svg, 0, level(limit), 100, level(limit), "limit")
+    taken: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: -p.y):
+        x, y = place(point.x), level(point.y)
+        circle = ET.SubElement(svg, "circle", cx=f"{x:.2f}%", cy=_px(y), r="5")
+        circle.set("class", point.style)
+        ET.SubElement(circle, "title").text = fmt.clean(f"{point.name}: {point.why}")
+        base = y + 4
+        while any(abs(base - b) < _LABEL_HEIGHT and abs(x - a) < _LABEL_WIDTH for a, b in taken):
+            base += _LABEL_HEIGHT
+        taken.append((x, base))
+        _text(svg, x, base, point.name, "value").set("dx", "9")
     return _markup(svg)
 
 

@@ -14,6 +14,12 @@ __all__ = [
     "LayerReport",
     "ChangeReport",
     "SkipReport",
+    "FormatSensitivityReport",
+    "NodeSensitivityReport",
+    "SensitivityReport",
+    "SearchReport",
+    "CandidateReport",
+    "GiveBackReport",
     "BudgetVerdict",
     "Coverage",
     "FileRecord",
@@ -114,6 +120,44 @@ class LayerReport(_Record):
     time_after_us: float | None
 
 
+class FormatSensitivityReport(_Record):
+    """One node alone in one format.
+
+    Attributes:
+        sqnr_db: Signal to noise of its output on the float stream.
+        loss: Expected loss at the model's outputs, per row.
+    """
+
+    sqnr_db: float
+    loss: float
+
+
+class NodeSensitivityReport(_Record):
+    """One node in all formats that it may have, and the one that was chosen, if one was."""
+
+    node: str
+    op: str
+    formats: dict[str, FormatSensitivityReport]
+    chosen: str | None = None
+
+
+class SensitivityReport(_Record):
+    """What each node alone costs in each format, in graph order.
+
+    Attributes:
+        unit: What a loss is measured in.
+        rows: That it was taken on.
+        split: Which rows these are.
+        remarks: What the figures leave out.
+    """
+
+    unit: str
+    rows: int
+    split: Literal["validation", "calibration"]
+    nodes: list[NodeSensitivityReport]
+    remarks: list[str] = []
+
+
 class StepReport(_Record):
     """One pass of the build, with the figures of the model after it.
 
@@ -133,6 +177,85 @@ class StepReport(_Record):
     changed: list[ChangeReport]
     skipped: list[SkipReport]
     notes: dict[str, Any]
+    sensitivity: SensitivityReport | None = None
+
+
+class GiveBackReport(_Record):
+    """A node that a search returned to float, and why.
+
+    Attributes:
+        cause: ``time``: it and the conversions around it took longer than in float. ``accuracy``:
+            its own error was among the largest while the metric lost too much.
+        detail: The figures behind it.
+    """
+
+    node: str
+    op: str
+    cause: Literal["time", "accuracy"]
+    detail: str
+
+
+CandidateStatus = Literal[
+    "chosen",
+    "outdone",
+    "misses a budget",
+    "slower than float",
+    "loses too much",
+    "unchanged",
+    "refused",
+    "failed",
+    "not tried",
+]
+
+
+class CandidateReport(_Record):
+    """One candidate of a search; figures that were not taken are None.
+
+    Attributes:
+        name: ``float`` is the model behind the recipe's own passes, or in front of them where they
+            made it slower.
+        parent: The candidate that it was made of by giving nodes back to float.
+        passes: Its passes with their options.
+        status: ``outdone``: it keeps everything, and another one is better.
+        reason: The status in figures.
+        metric_drop: By how much the metric is worse than that of the float model.
+        latency_ratio: Time per inference over that of the float model, measured in turn.
+        cpu_ratio: The same of processor time.
+        latency_ms: Median time per inference.
+        gave_back: Nodes returned to float.
+        seconds: Time that building, judging and measuring it took.
+    """
+
+    name: str
+    parent: str | None = None
+    passes: list[dict[str, Any]]
+    status: CandidateStatus
+    reason: str
+    size_bytes: int | None = None
+    metric: float | None = None
+    metric_drop: float | None = None
+    latency_ratio: float | None = None
+    cpu_ratio: float | None = None
+    latency_ms: float | None = None
+    gave_back: list[GiveBackReport] = []
+    seconds: float = 0.0
+
+
+class SearchReport(_Record):
+    """All candidates of a search, in the order in which they were tried.
+
+    Attributes:
+        objective: What the best one was chosen by.
+        allowed_drop: By how much the metric might get worse.
+        allowed_by: Where that limit comes from: the budget, or the default.
+        complete: Whether the time sufficed for all candidates.
+    """
+
+    objective: Literal["latency", "size"]
+    allowed_drop: float
+    allowed_by: Literal["budget", "default"]
+    complete: bool
+    candidates: list[CandidateReport]
 
 
 class BudgetVerdict(_Record):
@@ -159,6 +282,7 @@ class Report(_Record):
     data: DataRecord | None
     metric: MetricRecord | None
     steps: list[StepReport]
+    search: SearchReport | None = None
     layers: list[LayerReport]
     coverage: Coverage | None
     budgets: list[BudgetVerdict]

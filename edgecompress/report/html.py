@@ -35,7 +35,7 @@ def html_text(report: Report) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    from edgecompress.report import picture
+    from edgecompress.report import candidates, picture, sensitivity
 
     def visible(value: object) -> object:
         """Take away characters that would hide or turn around what is written."""
@@ -56,6 +56,8 @@ def html_text(report: Report) -> str:
         figures=figures,
         fmt=fmt,
         picture=picture,
+        candidates=candidates,
+        sensitivity=sensitivity,
         before=figures.before(report),
         after=figures.after(report),
         by_reason=by_reason,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgecompress.report import figures
+from edgecompress.report import figures, sensitivity
 from edgecompress.report import format as fmt
 from edgecompress.report.data import Report, StepReport
 
@@ -14,6 +14,7 @@ __all__ = ["table", "summary"]
 
 _GAP = "  "
 _NARROWEST_FIRST = 12
+_MOST_SENSITIVE = 10
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) -> str:
@@ -57,7 +58,13 @@ def _one_line(cell: str) -> str:
 
 def summary(report: Report) -> str:
     """What a build prints at its end: steps, budgets, fusion coverage and the verdict."""
-    parts = [_steps(report), _budgets(report), _closing(report)]
+    parts = [
+        _steps(report),
+        _search(report),
+        *_sensitivity(report),
+        _budgets(report),
+        _closing(report),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -82,6 +89,38 @@ def _step(report: Report, step: StepReport) -> list[str]:
         fmt.seconds(step.seconds),
         status,
     ]
+
+
+def _search(report: Report) -> str:
+    if report.search is None:
+        return ""
+    metric = report.metric.name if report.metric else "metric"
+    found = report.search.candidates
+    rows = [
+        [
+            each.name,
+            fmt.size(each.size_bytes),
+            fmt.number(each.metric),
+            fmt.ratio(each.latency_ratio),
+            each.status,
+        ]
+        for each in found
+    ]
+    lines = [table(["candidate", "size", metric, "ratio", "verdict"], rows, align="lrrrl")]
+    lines += [fmt.clean(f"  {each.name}: {each.reason}") for each in found if each.reason]
+    return "\n".join(lines)
+
+
+def _sensitivity(report: Report) -> list[str]:
+    """The most sensitive nodes of each step that measured them."""
+    parts = []
+    for _, found in sensitivity.steps(report):
+        headings, rows = sensitivity.columns(found)
+        text = table(headings, rows[:_MOST_SENSITIVE], align=f"ll{'r' * (len(headings) - 2)}")
+        more = len(rows) - _MOST_SENSITIVE
+        rest = f"; {more} more nodes in report.html" if more > 0 else ""
+        parts.append(f"{text}\n\nexpected loss: {found.unit}{rest}")
+    return parts
 
 
 def _marked(figure: figures.Figure) -> str:
