@@ -9,10 +9,10 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench bench-quantization clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' \
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
 
 demo: $(READY) ## Train, compress and measure a small model, and write its report
@@ -33,6 +33,11 @@ lint: $(READY) ## Check style, types and who imports whom
 
 bench: $(READY) ## Measure the figures in benchmarks/
 	@$(BIN)/python benchmarks/run.py
+
+# The peers are installed below .benchmark-peers on first use. More arguments:
+# make bench-quantization ARGS="--models resnet20 --entries 'edgecompress*'"
+bench-quantization: $(READY) ## Compare with all other quantizers
+	@PYTHONPATH=benchmarks $(BIN)/python -m quantization --write docs/quantization.md $(ARGS)
 
 clean: ## Remove build outputs and caches; .venv stays
 	@rm -rf build dist out demo-output .edgecompress *.egg-info .coverage \
