@@ -38,7 +38,7 @@ def _of_model(found: Found, vnni: bool) -> Iterator[Verdict]:
     if ours is not None:
         yield from _accuracy(found, ours)
         if found.name in FAST:
-            yield _accurate_and_fast(found, ours, vnni)
+            yield _accurate_and_fast(found, vnni)
         yield from _cost(found, ours)
     if found.name == "minilm":
         yield _small(found)
@@ -66,14 +66,26 @@ def _accuracy(found: Found, ours: Row) -> Iterator[Verdict]:
     )
 
 
-def _accurate_and_fast(found: Found, ours: Row, vnni: bool) -> Verdict:
+def _accurate_and_fast(found: Found, vnni: bool) -> Verdict:
+    """Both in one file: the fastest of ours that is accurate enough, else the most accurate."""
     limit = FAST[found.name]
     goal = f"{found.title}: W8A8 at most {LARGEST_DROP} points below float at {limit} of latency"
-    if ours.latency is None or ours.drop is None:
+    rows = [r for r in _ours(found, "W8A8") if r.latency is not None and r.drop is not None]
+    if not rows:
         return Verdict(goal, "not measured", None)
-    met = _within(ours.drop, LARGEST_DROP) and round(ours.latency, 2) <= limit
-    shown = f"{ours.drop:.2f} points at {ours.latency:.2f}"
+    accurate = [row for row in rows if _within(row.drop or 0.0, LARGEST_DROP)]
+    chosen = (
+        min(accurate, key=lambda row: row.latency or math.inf)
+        if accurate
+        else min(rows, key=lambda row: row.drop or 0.0)
+    )
+    met = bool(accurate) and round(chosen.latency or math.inf, 2) <= limit
+    shown = f"{chosen.drop:.2f} points at {chosen.latency:.2f} ({chosen.title})"
     return Verdict(goal, shown, met if vnni else None)
+
+
+def _ours(found: Found, form: str) -> list[Row]:
+    return [row for row in found.rows if row.ours and row.format == form]
 
 
 def _cost(found: Found, ours: Row) -> Iterator[Verdict]:
@@ -103,12 +115,20 @@ def _cost(found: Found, ours: Row) -> Iterator[Verdict]:
 
 
 def _small(found: Found) -> Verdict:
+    """Of our files that are small enough, the most accurate; else the smallest."""
     goal = f"{found.title}: int4 at most {INT4_MB:.0f} MB and {LARGEST_DROP} points below float"
-    ours = best(found, "int4", ours=True)
-    if ours is None or ours.drop is None or ours.bytes is None:
+    rows = [r for r in _ours(found, "int4") if r.drop is not None and r.bytes is not None]
+    if not rows:
         return Verdict(goal, "no such file", False)
-    met = ours.bytes <= INT4_MB * MB and _within(ours.drop, LARGEST_DROP)
-    return Verdict(goal, f"{ours.bytes / MB:.2f} MB, {ours.drop:.2f} points", met)
+    small = [row for row in rows if (row.bytes or 0) <= INT4_MB * MB]
+    chosen = (
+        min(small, key=lambda row: row.drop or 0.0)
+        if small
+        else min(rows, key=lambda row: row.bytes or 0)
+    )
+    drop, size = chosen.drop or 0.0, chosen.bytes or 0
+    met = bool(small) and _within(drop, LARGEST_DROP)
+    return Verdict(goal, f"{size / MB:.2f} MB, {drop:.2f} points ({chosen.title})", met)
 
 
 def _perplexity(found: Found) -> Iterator[Verdict]:

@@ -39,7 +39,7 @@ def _list(found: list[PassDescription]) -> str:
     from edgecompress.report.text import table
 
     rows = [[each.name, each.needs, each.summary] for each in found]
-    return table(["pass", "needs", "what it does"], rows, align="lll")
+    return table(["pass", "needs", "what it does"], rows, align="lll", whole_names=True)
 
 
 def _one(found: PassDescription) -> str:

@@ -39,6 +39,24 @@ def _int8(target: TargetDescription) -> str:
     return "none" if int8 is None else f"{int8.activation} x int8"
 
 
+def _other_formats(target: TargetDescription) -> list[tuple[str, str]]:
+    profile = target.profile
+    weights, half = profile.weight_only, profile.half
+    bits = "none"
+    if weights is not None:
+        tables = ", ".join(map(str, weights.embedding_bits)) or "no"
+        bits = f"{', '.join(map(str, weights.bits))} bits ({weights.layout}), tables {tables} bits"
+    kept = "none"
+    if half is not None:
+        kept = f"{half.dtype}, {'computed in' if half.native else 'stored only'}"
+    return [
+        ("wide activations", profile.wide_activation or "none"),
+        ("dynamic int8", "yes" if profile.dynamic_int8 else "no"),
+        ("weights alone", bits),
+        ("half precision", kept),
+    ]
+
+
 def _list(found: list[TargetDescription]) -> str:
     from edgecompress.report.text import table
 
@@ -53,7 +71,7 @@ def _list(found: list[TargetDescription]) -> str:
         for target in found
     ]
     headers = ["target", "provider", "int8", "measurable here", "what it is"]
-    return table(headers, rows, align="lllll")
+    return table(headers, rows, align="lllll", whole_names=True)
 
 
 def _one(target: TargetDescription) -> str:
@@ -66,6 +84,7 @@ def _one(target: TargetDescription) -> str:
         f"  runtime          {profile.runtime}, {profile.provider}",
         f"  opsets           {profile.opset_min} to {profile.opset_max}",
         f"  int8             {_int8(target)}",
+        *(f"  {name:<16} {value}" for name, value in _other_formats(target)),
         f"  measurable here  {measurable}",
         f"  measurement      {fmt.plain(profile.measurement.model_dump())}",
     ]

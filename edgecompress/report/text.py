@@ -17,7 +17,13 @@ _NARROWEST_FIRST = 12
 _MOST_SENSITIVE = 10
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) -> str:
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    align: str,
+    whole_names: bool = False,
+) -> str:
     """Columns that stand in line, at most as wide as the terminal where that can be done.
 
     Only the first column is shortened (in the middle, by an ellipsis): it holds names, which are
@@ -27,6 +33,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) 
         headers: One heading per column.
         rows: Cells, as many per row as there are headers.
         align: One letter per column: ``l`` left, ``r`` right.
+        whole_names: Shorten nothing: the names of the first column are there to be typed.
 
     Returns:
         The lines of the table without a newline at the end and without trailing blanks.
@@ -39,7 +46,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) 
     cells = [[_one_line(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     spare = shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1) - sum(widths)
-    if widths and spare < 0:
+    if widths and spare < 0 and not whole_names:
         widths[0] = max(min(widths[0], _NARROWEST_FIRST), widths[0] + spare)
         cells = [[fmt.shorten(row[0], widths[0]), *row[1:]] for row in cells]
     cells.insert(1, ["-" * width for width in widths])
