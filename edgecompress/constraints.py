@@ -75,6 +75,8 @@ class Constraints:
         int8_ops: Operators that the runtime runs on integers when Q/DQ surround them.
         int8_everywhere: Whether the device wants integers wherever it takes them, as accelerators
             do for which each float node is a change of processor. Else only chains of layers.
+        slow_shallow_convs: Whether convolutions with few input channels in a group run slower on
+            integers than in float, so that those at the front of a network had better stay float.
         split_residual_norms: Whether a normalization behind a residual Add runs faster than the
             runtime's kernel for both.
         wide_activation: Type of 16-bit activations beside 8-bit weights (W8A16), or None where the
@@ -90,6 +92,7 @@ class Constraints:
     int8: Int8Format | None = Int8Format()
     int8_ops: frozenset[str] = frozenset()
     int8_everywhere: bool = False
+    slow_shallow_convs: bool = False
     split_residual_norms: bool = False
     wide_activation: Literal["uint16", "int16"] | None = None
     dynamic_int8: bool = False

@@ -31,6 +31,7 @@ from edgecompress.qdq_rules import (
     is_dynamic_matmul,
     is_grouped,
     is_mover,
+    is_shallow_conv,
     label,
     name_of,
     operands,
@@ -42,6 +43,12 @@ __all__ = ["Layer", "Join", "Placement", "place", "label"]
 
 Options = TypeVar("Options")
 """What the caller wants of a node; only handed through."""
+
+
+_BETWEEN = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "Sigmoid", "Mul", "Sub", "Div", "Cast"}
+)
+"""What may stand between the first layers of a network, or scale its input."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def place(
     *,
     drop_activations: bool = True,
     everywhere: bool = False,
+    slow_shallow_convs: bool = False,
 ) -> Placement[Options]:
     """Decide where Q/DQ pairs go.
 
@@ -118,8 +126,12 @@ def place(
         drop_activations: Whether the runtime drops a ReLU in front of a quantizer; it can where
             the zero point may lie at the end of the integer range.
         everywhere: Whether joins run on integers even where that takes quantizers of its own.
+        slow_shallow_convs: Whether convolutions of few input channels are slower on integers: they
+            stay float in front of all integers. Behind integers, to convert would cost more.
     """
-    return _Planner(model, options_for, int8_ops, drop_activations, everywhere).run()
+    planner = _Planner(model, options_for, int8_ops, drop_activations, everywhere)
+    planner.slow_shallow_convs = slow_shallow_convs and not everywhere
+    return planner.run()
 
 
 class _Planner(Generic[Options]):
@@ -137,6 +149,8 @@ class _Planner(Generic[Options]):
         self._int8_ops = int8_ops
         self._drop_activations = drop_activations
         self._everywhere = everywhere
+        self.slow_shallow_convs = False
+        self._front: set[ir.Node] = set()  # layers that stay float in front of all integers
         self._plan: Placement[Options] = Placement()
         self._can_quantize: dict[str, Options] = {}  # ends of Gemm and MatMul: quantized on demand
 
@@ -160,6 +174,9 @@ class _Planner(Generic[Options]):
         reason = (
             "left out by the recipe" if options is None else why_not_layer(node, self._int8_ops)
         )
+        if not reason and self.slow_shallow_convs and self._stays_in_front(node):
+            self._front.add(node)
+            reason = "it is slower on integers, and what comes before it is float"
         if options is None or reason:
             self._skip(node, reason)
             return
@@ -181,6 +198,17 @@ class _Planner(Generic[Options]):
             self._plan.options[end] = options
         else:
             self._can_quantize[end] = options
+
+    def _stays_in_front(self, node: ir.Node) -> bool:
+        """Whether a convolution is slow on integers, and only such ones come before it."""
+        return is_shallow_conv(node) and self._is_float_so_far(node.inputs[0])
+
+    def _is_float_so_far(self, value: ir.Value | None) -> bool:
+        producer = None if value is None else value.producer()
+        if producer is None or producer in self._front:
+            return True
+        plain = producer.op_type in _BETWEEN or is_mover(producer, self._int8_ops)
+        return plain and all(self._is_float_so_far(v) for v in producer.inputs)
 
     def _end(self, node: ir.Node) -> ir.Value:
         """The value to quantize behind a node: past an activation that the quantizer replaces."""

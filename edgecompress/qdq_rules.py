@@ -16,6 +16,7 @@ __all__ = [
     "is_dynamic_matmul",
     "is_grouped",
     "is_mover",
+    "is_shallow_conv",
     "label",
     "name_of",
     "operands",
@@ -43,6 +44,7 @@ _MOVERS = frozenset(
         *("Expand", "Split", "Tile", "DepthToSpace", "SpaceToDepth"),
     }
 )
+_SHALLOW, _MOST_GROWTH = 4, 3
 _SPATIAL = ("Conv", "ConvTranspose")
 # Inputs that are numbers to compute with, where not all are: conditions and shapes are none.
 _OPERANDS = {"Where": (1, 2), "ReduceMean": (0,), "LayerNormalization": (0,)}
@@ -126,6 +128,23 @@ def _why_not_gemm(node: ir.Node) -> str:
         if attribute is not None and attribute.value != needed:
             return f"{name} is {attribute.value}, expected {needed}"
     return ""
+
+
+def is_shallow_conv(node: ir.Node) -> bool:
+    """A Conv over space with at most 4 input channels in a group, whose output is not much larger.
+
+    In front of all integers the quantizer moves behind such a Conv, and has its output to convert.
+    """
+    weight = node.inputs[1] if node.op_type == "Conv" and len(node.inputs) > 1 else None
+    if weight is None or weight.const_value is None:
+        return False
+    channels, depth, *kernel = weight.const_value.shape.numpy()
+    if depth > _SHALLOW or math.prod(kernel) == 1:
+        return False
+    groups = int(node.attributes["group"].value) if is_grouped(node) else 1
+    strides = node.attributes.get("strides")
+    step = 1 if strides is None else math.prod(strides.value)
+    return bool(channels <= _MOST_GROWTH * step * depth * groups)
 
 
 def channel_axis(node: ir.Node) -> int:

@@ -117,6 +117,8 @@ class Int8Support(_Table):
             VNNI. So ``auto`` is 8 on a host with ``avx512_vnni`` or ``avx_vnni``, else 7.
         ops: Operators that run on integers between QuantizeLinear and DequantizeLinear.
         everywhere: Whether the device wants integers wherever it takes them, as accelerators do.
+        slow_shallow_convs: Whether convolutions with at most 4 input channels in a group (the first
+            ones of a network, depthwise ones) run slower on integers than in float.
     """
 
     activation: Literal["uint8", "int8"]
@@ -125,6 +127,7 @@ class Int8Support(_Table):
     weight_bits: Literal["auto", 7, 8]
     ops: tuple[str, ...] = Field(min_length=1)
     everywhere: bool = False
+    slow_shallow_convs: bool = False
 
 
 class WeightOnlySupport(_Table):
@@ -247,6 +250,7 @@ class TargetProfile(_Table):
             int8=self._int8_format(host),
             int8_ops=frozenset(self.int8.ops if self.int8 else ()),
             int8_everywhere=self.int8 is not None and self.int8.everywhere,
+            slow_shallow_convs=self.int8 is not None and self.int8.slow_shallow_convs,
             split_residual_norms=self.split_residual_norms,
             wide_activation=self.wide_activation,
             dynamic_int8=self.dynamic_int8,

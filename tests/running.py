@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from edgecompress.data.calibration import CalibrationSet, DataSpec
 from edgecompress.devices.host import host
 from edgecompress.model import Model
 
-X86: Constraints = target.load("cpu-x86-64").constraints(host())
+# All layers on integers, also those that are faster in float.
+X86: Constraints = replace(target.load("cpu-x86-64").constraints(host()), slow_shallow_convs=False)
 ARM: Constraints = target.load("cpu-arm64").constraints(host())
 
 

@@ -19,6 +19,7 @@ CONSTANTS: dict[str, np.ndarray] = {
     "w": np.ones((4, 4, 3, 3), F),
     "k": np.ones((4, 4, 1, 1), F),
     "k2": np.ones((4, 4, 1, 1), F),
+    "k9": np.ones((4, 1, 3, 3), F),
     "b": np.ones(4, F),
     "fc": np.ones((5, 256), F),
     "fc2": np.ones((5, 5), F),
@@ -459,3 +460,31 @@ def test_large_graphs_are_planned_in_linear_time() -> None:
     found = plan(graph(f"v0 = Relu(x) {links} y = Relu(v300)"))
     assert len(found.layers) == 300
     assert len(found.measured) == 301
+
+
+STEM = "c = Conv<strides = [2, 2]>(x, w, b) r = Relu(c) d = Conv<group = 4>(r, k9) y = Conv(d, k)"
+FRONT = {
+    "stem and depthwise": (STEM, ["y"]),
+    "depthwise behind integers": (
+        "c = Conv(x, k) d = Conv<group = 4>(c, k9) y = Conv(d, k)",
+        ["c", "d", "y"],
+    ),
+    "behind a sum": (
+        "a = Add(x, x) y = Conv<strides = [2, 2]>(a, w)",
+        ["y"],
+    ),
+    "one pixel wide": ("y = Conv(x, k)", ["y"]),
+}
+
+
+@pytest.mark.parametrize("case", FRONT)
+def test_slow_convolutions_in_front_stay_float(case: str) -> None:
+    body, expected = FRONT[case]
+    model, step = graph(body), make_pass("quantize", {})
+    found = place(model, step.for_node, X86.int8_ops, slow_shallow_convs=True)
+    assert [layer.output for layer in found.layers] == expected
+    left = {s.node for s in found.skipped if "slower on integers" in s.reason}
+    convs = {"c", "d", "y"} & set(body.split())
+    assert left == convs - set(expected)
+    everywhere = place(model, step.for_node, X86.int8_ops, slow_shallow_convs=True, everywhere=True)
+    assert {layer.output for layer in everywhere.layers} == convs

@@ -65,6 +65,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rows and rounds, to see it work")
     parser.add_argument("--fresh", action="store_true", help="run the peers again")
     parser.add_argument(
+        "--kept", action="store_true", help="of peers, show finished runs only: some take an hour"
+    )
+    parser.add_argument(
         "--write", type=Path, metavar="FILE.md", help="after a full run: write the document"
     )
     parser.add_argument(
@@ -91,7 +94,7 @@ def _compare(model: Prepared, given: argparse.Namespace) -> Found:
     """Every entry that fits a model, compressed, judged and timed."""
     entries: list[tuple[ours.Entry | runs.Method, runs.Run]] = []
     for entry in _chosen(runs.METHODS, model, given.entries):
-        entries.append((entry, runs.run(entry, model, fresh=given.fresh)))
+        entries.append((entry, runs.run(entry, model, fresh=given.fresh, kept=given.kept)))
     for entry in _chosen(ours.ENTRIES, model, given.entries):
         entries.append((entry, ours.run(entry, model)))
     files = {judging.FLOAT: [os.fspath(model.source)]}

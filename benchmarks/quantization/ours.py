@@ -71,7 +71,7 @@ ENTRIES = (
         ("encoder",),
     ),
     Entry("float16", "float16", ({"name": "half"},)),
-    Entry("search", "W8A8", (), search=True, only=("mobilenet_v1", "mobilenet_v2")),
+    Entry("search", "W8A8", (), search=True, only=("mobilenet_v1",)),
 )
 
 _SEARCH_DROP = 0.003

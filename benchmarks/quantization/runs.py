@@ -185,12 +185,21 @@ def python_of(peer: str) -> Path:
     return python
 
 
-def run(method: Method, model: Prepared, *, fresh: bool) -> Run:
-    """A peer's run on a model, from the folder of finished runs where it is there."""
+def run(method: Method, model: Prepared, *, fresh: bool, kept: bool = False) -> Run:
+    """A peer's run on a model, from the folder of finished runs where it is there.
+
+    Args:
+        method: The call.
+        model: What is compressed.
+        fresh: Run it again, even so.
+        kept: Run nothing that is not there.
+    """
     folder = HOME / "runs" / model.name / _key(method, model)
     record = folder / "run.json"
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
+    if kept and not record.exists():
+        return Run(failed="not run yet")
     if not record.exists():
         try:
             python = python_of(method.peer)

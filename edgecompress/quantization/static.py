@@ -179,6 +179,7 @@ def _place(
         context.constraints.int8_ops,
         drop_activations=not int8.activation_symmetric,
         everywhere=context.constraints.int8_everywhere,
+        slow_shallow_convs=context.constraints.slow_shallow_convs,
     )
 
 
