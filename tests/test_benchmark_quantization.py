@@ -221,8 +221,10 @@ def test_the_short_table_has_the_best_peer_and_our_defaults() -> None:
         row("edgecompress W8A8", "W8A8", 0.1),
     )
     short = part("tables").compact(summary(model, found(name="llama10m")))
-    assert f"| 84.80, 2.07, 2.80 MB | {PEER} | 84.90, 0.45, 2.80 MB |" in short
+    assert "84.80, 2.07x, 2.80 MB" in short
+    assert "| **84.90, 0.45x, 2.80 MB** |" in short
     assert "Llama" not in short
+    assert "Some CPU" in short
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:

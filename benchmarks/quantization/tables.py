@@ -182,37 +182,54 @@ def _word(verdict: Verdict) -> str:
     return {True: "met", False: "**missed**", None: "not judged"}[verdict.met]
 
 
+_FORMATS = ("W8A8", "int8", "int4")
+
+
 def compact(summary: Summary) -> str:
-    """One row per model that has a static W8A8 file: the float file, the best peer, and ours."""
+    """A row per model and format that we have: float, the most accurate of each peer, and ours."""
+    packages = list(dict.fromkeys(summary.peers))
     rows = []
     for found in summary.found:
-        ours, peer = best(found, "W8A8", ours=True), best(found, "W8A8", ours=False)
-        if ours is None or peer is None:
-            continue
-        cells = [_short(found, row) for row in (found.reference, peer, ours)]
-        rows.append((found.title, found.yardstick.label, cells[0], cells[1], peer.title, cells[2]))
-    head = ("model", "metric", "float", "best peer", "which", "edgecompress")
-    machine = summary.environment
-    where = (
-        f"Static int8: metric, latency / float and MB; {machine['cpu']}, onnxruntime "
-        f"{machine['versions']['onnxruntime']}. All peers and methods: "
-        "[docs/quantization.md](docs/quantization.md)."
+        for form in _FORMATS:
+            ours = best(found, form, ours=True)
+            if ours is None:
+                continue
+            peers = [best(found, form, ours=False, made_by=package) for package in packages]
+            cells = [_short(found, row) for row in (found.reference, *peers)]
+            about = (found.title, form, found.yardstick.label)
+            rows.append((*about, *cells, f"**{_short(found, ours)}**"))
+    head = ("model", "format", "metric", "float", *packages, "edgecompress")
+    words = (
+        "Each cell: metric, time of one inference against float, and size; of each peer its most "
+        "accurate method, of edgecompress the defaults; int8 and int4 are weights alone. Every "
+        "method, its cost and what failed: [docs/quantization.md](docs/quantization.md)."
     )
-    return "\n".join([*_pipes(head, rows), "", where])
+    return "\n".join([*_pipes(head, rows), "", words, "", _machine(summary)])
 
 
-def _short(found: Found, row: Row) -> str:
-    assert row.value is not None
-    shown = f"{found.yardstick.shown(row.value):.2f}"
-    if row is found.reference:
-        return f"{shown}, {_figure((row.bytes or 0) / MB, 2)} MB"
+def _short(found: Found, row: Row | None) -> str:
+    if row is None or row.value is None:
+        return "-"
     size = f"{_figure((row.bytes or 0) / MB, 2)} MB"
-    return f"{shown}, {_figure(row.latency, 2)}, {size}"
+    speed = "" if row is found.reference else f", {_figure(row.latency, 2)}x"
+    return f"{found.yardstick.shown(row.value):.2f}{speed}, {size}"
 
 
-def best(found: Found, form: str, *, ours: bool) -> Row | None:
-    """Of the rows of a format: of ours, the first (the defaults); of peers', the most accurate."""
-    rows = [r for r in found.rows if r.format == form and r.ours == ours and r.value is not None]
+def best(found: Found, form: str, *, ours: bool, made_by: str = "") -> Row | None:
+    """Of the rows of a format: of ours, the first (the defaults); of peers', the most accurate.
+
+    Args:
+        found: The rows of a model.
+        form: The format.
+        ours: Whether ours are asked for.
+        made_by: What titles begin with.
+    """
+    rows = [
+        r
+        for r in found.rows
+        if r.format == form and r.ours == ours and r.value is not None
+        if r.title.startswith(made_by)
+    ]
     if not rows or ours:
         return rows[0] if rows else None
     return min(rows, key=lambda row: float("inf") if row.drop is None else row.drop)

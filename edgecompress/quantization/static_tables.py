@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import onnx_ir as ir
 
+from edgecompress.errors import PassError
 from edgecompress.graph_pass import Change, Context
 from edgecompress.model import Model
 from edgecompress.quantization.weight_only import WeightRun, quantize_weights
@@ -15,6 +16,9 @@ from edgecompress.quantization.weight_plan import Wanted, plan_weights
 __all__ = ["EmbeddingBits", "TableOptions", "quantize_tables"]
 
 EmbeddingBits = Literal[4, 8, 16] | Literal[False] | None
+
+
+_HALF_BITS = 16
 
 
 class TableOptions(Protocol):
@@ -33,13 +37,14 @@ def quantize_tables(
 ) -> list[Change]:
     """Store the tables that Gather looks up in as integers, in place.
 
-    Tables that a layer multiplies by, too, stay as they are: the layer stores them already.
-
     Args:
         model: The float model.
         edited: The same with its layers quantized.
         context: Its constraints name what the target takes.
         options_for: Options of a node, or None where it is left out.
+
+    Raises:
+        PassError: The target does not take tables of the width that the options name.
     """
     form = context.constraints.weight_only
     if form is None:
@@ -50,6 +55,14 @@ def quantize_tables(
         options = options_for(node) if node.op_type == "Gather" else None
         if options is None or options.embedding_bits is False:
             return None
+        bits = options.embedding_bits
+        if bits is not None and bits != _HALF_BITS and bits not in form.embedding_bits:
+            listed = ", ".join(map(str, form.embedding_bits)) or "none"
+            raise PassError(
+                f"the target takes embedding_bits of {listed}, got {bits}",
+                where="option 'embedding_bits'",
+                cure="choose one of these, 16 or false; `edgecompress targets` shows formats",
+            )
         table = node.inputs[0]
         width = 0 if table is None or table.shape is None else table.shape[-1]
         fits = [size for size in form.block_sizes if isinstance(width, int) and width % size == 0]

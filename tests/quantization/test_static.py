@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress.constraints import Constraints
+from edgecompress.constraints import Constraints, WeightOnlyFormat
 from edgecompress.errors import DataError, PassError
 from edgecompress.graph_pass import Applied, Context, make_pass, run_pass
 from edgecompress.model import Model
@@ -77,6 +77,18 @@ def test_tables_beside_layers(
     assert len(stored) == (bits is not False)
     for change in stored:
         assert change.bytes_after <= share * change.bytes_before
+
+
+def test_tables_of_a_width_that_the_target_lacks(tmp_path: Path) -> None:
+    weights = replace(X86.weight_only or WeightOnlyFormat(), embedding_bits=(8,))
+    with pytest.raises(PassError, match="embedding_bits of 8, got 4"):
+        quantized(
+            tmp_path,
+            classifier(),
+            {"ids": ids()},
+            replace(X86, weight_only=weights),
+            embedding_bits=4,
+        )
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "adaround", "learned"])
