@@ -38,6 +38,7 @@ def test_a_missing_extra_is_no_illness_and_names_its_command(here: Diagnosis) ->
     assert {check.name for check in extras} == {
         "extra transformers",
         "extra text",
+        "extra mixed",
         "extra parallel",
         "extra dask",
         "extra ray",
