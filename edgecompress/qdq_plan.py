@@ -129,9 +129,8 @@ def place(
         slow_shallow_convs: Whether convolutions of few input channels are slower on integers: they
             stay float in front of all integers. Behind integers, to convert would cost more.
     """
-    planner = _Planner(model, options_for, int8_ops, drop_activations, everywhere)
-    planner.slow_shallow_convs = slow_shallow_convs and not everywhere
-    return planner.run()
+    slow_front = slow_shallow_convs and not everywhere
+    return _Planner(model, options_for, int8_ops, drop_activations, everywhere, slow_front).run()
 
 
 class _Planner(Generic[Options]):
@@ -142,6 +141,7 @@ class _Planner(Generic[Options]):
         int8_ops: frozenset[str],
         drop_activations: bool,
         everywhere: bool,
+        slow_front: bool,
     ) -> None:
         self._graph = model.ir.graph
         self._nodes = [n for n in self._graph if n.domain in DEFAULT_DOMAINS]
@@ -149,7 +149,7 @@ class _Planner(Generic[Options]):
         self._int8_ops = int8_ops
         self._drop_activations = drop_activations
         self._everywhere = everywhere
-        self.slow_shallow_convs = False
+        self._slow_front = slow_front
         self._front: set[ir.Node] = set()  # layers that stay float in front of all integers
         self._plan: Placement[Options] = Placement()
         self._can_quantize: dict[str, Options] = {}  # ends of Gemm and MatMul: quantized on demand
@@ -174,7 +174,7 @@ class _Planner(Generic[Options]):
         reason = (
             "left out by the recipe" if options is None else why_not_layer(node, self._int8_ops)
         )
-        if not reason and self.slow_shallow_convs and self._stays_in_front(node):
+        if not reason and self._slow_front and self._stays_in_front(node):
             self._front.add(node)
             reason = "it is slower on integers, and what comes before it is float"
         if options is None or reason:

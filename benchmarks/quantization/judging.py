@@ -83,7 +83,8 @@ def _sweep(model: Prepared, files: Mapping[str, str]) -> dict[str, float | str]:
         try:
             sessions[name] = _open(path)
         except Exception as error:
-            found[name] = _UNLOADABLE + _first_line(error)
+            # The result is published: it names the file, not where this machine keeps it.
+            found[name] = _UNLOADABLE + _first_line(error).replace(path, Path(path).name)
     scores = {name: metric.score() for name in sessions}
     for batch in model.data.batches("validation", 1):
         expected = _run(reference, batch.inputs) if metric.needs_reference else {}

@@ -82,9 +82,7 @@ def statistics(
     from edgecompress.statistics_table import calibration_rows, chosen_values, tabulate
 
     check_engine(engine)
-    file = None if output is None else Path(output)
-    if file is not None and file.suffix != ".json":
-        raise OutputError(f"expected a name that ends in .json, got {file.name!r}", where=str(file))
+    file = _json_file(output)
     loaded = load(model, progress=progress)
     found = collect_sharded(
         loaded.model,
@@ -160,9 +158,7 @@ def sensitivity(
     from edgecompress.sources import load
     from edgecompress.statistics_table import calibration_rows
 
-    file = None if output is None else Path(output)
-    if file is not None and file.suffix != ".json":
-        raise OutputError(f"expected a name that ends in .json, got {file.name!r}", where=str(file))
+    file = _json_file(output)
     profile = load_target(target)
     loaded = load(model, progress=progress)
     place = None if scratch is None else Path(scratch)
@@ -186,6 +182,18 @@ def sensitivity(
     if file is not None:
         files.write_text(file, result.model_dump_json(indent=2))
     return result
+
+
+def _json_file(output: StrPath | None) -> Path | None:
+    """Where a result is to be written, too.
+
+    Raises:
+        OutputError: The name does not say that it is JSON.
+    """
+    file = None if output is None else Path(output)
+    if file is not None and file.suffix != ".json":
+        raise OutputError(f"expected a name that ends in .json, got {file.name!r}", where=str(file))
+    return file
 
 
 def targets(name: str | None = None) -> list[TargetDescription]:

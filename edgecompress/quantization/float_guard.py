@@ -9,18 +9,16 @@ DequantizeLinear is none, and 31 bits of it are more than float32 has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
-from edgecompress.costs import int_attribute
 from edgecompress.model import DEFAULT_DOMAINS, Model
 from edgecompress.qdq import QdqWriter
+from edgecompress.qdq_rules import channel_axis, groups_along
 
 __all__ = ["guard_float_layers"]
 
-_CHANNELS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _STEPS = 2**30
 
 
@@ -61,7 +59,7 @@ def guard_float_layers(model: Model) -> list[str]:
 
 def _would_be_quantized(node: ir.Node) -> bool:
     """A layer with float weight and bias that reads a dequantized value."""
-    if node.op_type not in _CHANNELS or node.domain not in DEFAULT_DOMAINS:
+    if node.op_type not in _LAYERS or node.domain not in DEFAULT_DOMAINS:
         return False
     x, weight, bias = (*node.inputs, None, None)[:3]
     source = None if x is None else x.producer()
@@ -83,8 +81,4 @@ def _channels(node: ir.Node) -> int:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
-    shape: Sequence[int] = weight.const_value.shape.numpy()
-    if node.op_type == "Gemm" and int_attribute(node, "transB"):
-        return shape[0]
-    groups = int_attribute(node, "group") or 1 if node.op_type == "ConvTranspose" else 1
-    return shape[_CHANNELS[node.op_type]] * groups
+    return int(weight.const_value.shape.numpy()[channel_axis(node)]) * groups_along(node)
