@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-quantization clean
+.PHONY: help demo test test-all lint bench bench-quantization bench-factorization clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' \
@@ -38,6 +38,11 @@ bench: $(READY) ## Measure the figures in benchmarks/
 # make bench-quantization ARGS="--models resnet20 --entries 'edgecompress*'"
 bench-quantization: $(READY) ## Compare with all other quantizers
 	@PYTHONPATH=benchmarks $(BIN)/python -m quantization --write docs/quantization.md $(ARGS)
+
+# Parts are kept and merged. More arguments:
+# make bench-factorization ARGS="--only ablation,time --models minilm --readme"
+bench-factorization: $(READY) ## Compare with plain SVD and SVD-LLM
+	@PYTHONPATH=benchmarks $(BIN)/python -m factorization --write docs/factorization.md $(ARGS)
 
 clean: ## Remove build outputs and caches; .venv stays
 	@rm -rf build dist out demo-output .edgecompress *.egg-info .coverage \

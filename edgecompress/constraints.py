@@ -85,6 +85,8 @@ class Constraints:
             quantized while the model runs (DynamicQuantizeLinear, MatMulInteger).
         weight_only: How weights alone may be integers, or None where they may not.
         half: 16-bit floating point, or None where the runtime does not take it.
+        rank_multiple: Kernels take as long for a width between two multiples of it as for the upper
+            one, or longer: so the width between two factors of a weight had better be a multiple.
         opset_min: Lowest ONNX opset that the runtime takes.
         opset_max: Highest ONNX opset that the runtime takes.
     """
@@ -98,5 +100,6 @@ class Constraints:
     dynamic_int8: bool = False
     weight_only: WeightOnlyFormat | None = WeightOnlyFormat()
     half: HalfFormat | None = HalfFormat()
+    rank_multiple: int = 1
     opset_min: int = 13
     opset_max: int = 23

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ from edgecompress.data.calibration import CalibrationSet
 from edgecompress.devices.host import host
 from edgecompress.errors import DataError, MeasurementError, ModelError, TargetError, nearest
 from edgecompress.files import ScratchFolder
+from edgecompress.graph_pass import Timer
 from edgecompress.measure import Measurement, measure, random_feeds
 from edgecompress.metrics import Metric, Predict
 from edgecompress.model import Model, Signature, TensorSpec
 from edgecompress.progress import Progress, silent
 from edgecompress.report.data import Coverage
 from edgecompress.runtimes import Artifact, Runtime, runtime_class
+from edgecompress.runtimes._times import run_times
 from edgecompress.target import TargetProfile, host_target, load
 
 if TYPE_CHECKING:
@@ -175,6 +177,11 @@ class Evaluator:
     def reachable(self) -> tuple[bool, str]:
         """Whether the target can be measured from here, and if not, why."""
         return self.profile.reachable(host())
+
+    @property
+    def timer(self) -> Timer | None:
+        """How long small models take on the target; None where it cannot be measured from here."""
+        return partial(run_times, profile=self.profile) if self.reachable[0] else None
 
     def check(self, model: Model) -> None:
         """Refuse a model that the target's runtime cannot run, or that nothing can be fed to.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -34,6 +34,7 @@ __all__ = [
     "Skip",
     "Context",
     "Scoped",
+    "Timer",
     "pass_names",
     "pass_class",
     "make_pass",
@@ -44,6 +45,10 @@ Scoped = Mapping[str, Mapping[str, Any] | Literal[False]]
 """Options by operator type or by node name pattern; ``False`` leaves the node out."""
 
 Needs = Literal["nothing", "optional data", "data"]
+
+Timer = Callable[[Sequence[bytes]], Sequence[float]]
+"""Seconds of one run of each of some serialized ONNX models on the target's runtime, measured in
+turn; inputs are random, of the models' own fixed shapes."""
 
 _SCOPES = ("ops", "nodes")
 
@@ -59,6 +64,7 @@ class Context:
         seed: Seed for everything random.
         resources: Memory, processes and temporary files.
         progress: Called as work goes on.
+        timer: How long small models take on the target; None where it cannot be measured here.
     """
 
     calibration: CalibrationSet | None = None
@@ -67,6 +73,7 @@ class Context:
     seed: int = 0
     resources: Resources = field(default_factory=Resources)
     progress: Progress = silent
+    timer: Timer | None = None
 
 
 @dataclass(frozen=True)

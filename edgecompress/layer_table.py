@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -42,16 +43,19 @@ def layer_table(
     """
     info = {layer.node: layer for layer in list_layers(original)}
     after_info = {layer.node: layer for layer in list_layers(compressed)}
+    parts = _parts(original, compressed)
     formats = {change.node: change.what for change in changes}
     errors = _errors(original, compressed, data, progress)
     times_before, times_after = _times(before), _times(after)
     table = []
     for node in original.ir.graph:
-        name = node.name or _output(node)
+        name = _label(node)
         layer = info.get(name)
         if layer is None:
             continue
-        result = after_info.get(name)
+        now = [(part, after_info.get(_label(part))) for part in parts.get(_output(node), [])]
+        results = [(part, result) for part, result in now if result is not None]
+        outputs = dict.fromkeys([_output(node), *(_output(part) for part, _ in results)])
         table.append(
             LayerReport(
                 node=name,
@@ -59,14 +63,39 @@ def layer_table(
                 parameters=layer.parameters,
                 macs=layer.macs,
                 bytes_before=layer.bytes,
-                bytes_after=layer.bytes if result is None else result.bytes,
+                bytes_after=sum(r.bytes for _, r in results) if results else layer.bytes,
                 format=formats.get(name, "float"),
                 sqnr_db=errors.get(_output(node)),
                 time_before_us=times_before.get(_output(node)),
-                time_after_us=times_after.get(_output(node)),
+                time_after_us=_sum(times_after.get(name) for name in outputs),
             )
         )
     return table
+
+
+def _parts(original: Model, compressed: Model) -> dict[str, list[ir.Node]]:
+    """Output of a node -> what computes it now: itself, and new nodes that it alone needs."""
+    ours = {value.name for node in original.ir.graph for value in node.outputs}
+    owner: dict[ir.Node, str] = {}
+    for node in reversed(compressed.ir.graph):
+        names = [value.name for value in node.outputs if value.name in ours]
+        readers = [reader for value in node.outputs for reader in value.consumers()]
+        names += [owner[reader] for reader in readers if reader in owner]
+        if names and names[0] is not None:
+            owner[node] = names[0]
+    found: dict[str, list[ir.Node]] = defaultdict(list)
+    for node, name in owner.items():
+        found[name].append(node)
+    return found
+
+
+def _label(node: ir.Node) -> str:
+    return node.name or _output(node)
+
+
+def _sum(times: Iterable[float | None]) -> float | None:
+    known = [time for time in times if time is not None]
+    return sum(known) if known else None
 
 
 def _output(node: ir.Node) -> str:

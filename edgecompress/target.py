@@ -215,6 +215,8 @@ class TargetProfile(_Table):
         half: 16-bit floating point, or None where the runtime takes none.
         split_residual_norms: Whether LayerNormalization behind a residual Add runs faster than the
             runtime's kernel for both.
+        rank_multiple: What the width between two factors of a weight is a multiple of where kernels
+            work in steps; see :class:`edgecompress.constraints.Constraints`.
         opset_min: Lowest ONNX opset taken.
         opset_max: Highest ONNX opset taken.
         facts: Figures with their sources.
@@ -234,6 +236,7 @@ class TargetProfile(_Table):
     weight_only: WeightOnlySupport | None = None
     half: HalfSupport | None = None
     split_residual_norms: bool = False
+    rank_multiple: int = Field(default=1, ge=1)
     opset_min: int = Field(default=13, ge=1)
     opset_max: int = Field(default=23, ge=1)
     facts: tuple[Fact, ...] = ()
@@ -256,6 +259,7 @@ class TargetProfile(_Table):
             dynamic_int8=self.dynamic_int8,
             weight_only=self._weight_only_format(),
             half=self._half_format(),
+            rank_multiple=self.rank_multiple,
             opset_min=self.opset_min,
             opset_max=self.opset_max,
         )

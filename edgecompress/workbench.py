@@ -109,6 +109,7 @@ class Workbench:
             seed=self.seed,
             resources=self.resources,
             progress=self.progress,
+            timer=self.evaluator.timer,
         )
         applied = run_pass(step, model, context)
         self.cache.keep_step(key, step.name, model, applied)

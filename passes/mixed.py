@@ -12,6 +12,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from edgecompress.errors import PassError
+from edgecompress.gradients.output_loss import LossKind
 from edgecompress.graph_pass import Applied, Context, Pass
 from edgecompress.model import Model
 from edgecompress.quantization.activation_ranges import ActivationMethod
@@ -30,7 +31,6 @@ from edgecompress.quantization.mixed import (
     suits,
     work_of,
 )
-from edgecompress.quantization.output_loss import LossKind
 from edgecompress.quantization.rounding import RoundingMethod
 from edgecompress.quantization.sensitivity import Sensitivity, measure_sensitivity
 from edgecompress.quantization.static import StaticSettings

@@ -15,6 +15,7 @@ from edgecompress.errors import PassError
 from edgecompress.graph_pass import Applied, Context, Pass
 from edgecompress.model import Model
 from edgecompress.qdq_plan import label
+from edgecompress.quantization.residual_cost import residual_notes
 from edgecompress.quantization.weight_only import WeightRun, WeightsDone, quantize_weights
 from edgecompress.quantization.weight_plan import (
     HalfTable,
@@ -61,8 +62,13 @@ class QuantizeWeights(Pass):
         symmetric: No zero points. Default: with 8 bits.
         embedding_bits: Of tables that are looked up: 4, 8, 16 (float16), or false to leave them as
             they are. Default: 8, or what the layer has that shares the table.
+        residual_rank: Of two thin factors beside each layer that give back what rounding took from
+            it (W = Q(W) + L R); 0 for none. With ``gptq`` they are the best on calibration rows,
+            else the best for inputs that are all alike. They cost time at each run, so small ranks
+            are for few sensitive layers: ``nodes`` names them.
         rows: Calibration rows that GPTQ looks at, about.
-        damping: Share of the mean input power that GPTQ adds to all inputs.
+        damping: Share of the mean input power that is added to that of all inputs, for GPTQ and for
+            the factors.
     """
 
     name: ClassVar[str] = "quantize_weights"
@@ -74,6 +80,7 @@ class QuantizeWeights(Pass):
     method: WeightMethod = "gptq"
     symmetric: bool | None = None
     embedding_bits: Literal[4, 8, 16] | Literal[False] | None = None
+    residual_rank: Annotated[int, Field(ge=0)] = 0
     rows: Annotated[int, Field(ge=1)] = 128
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
@@ -130,6 +137,7 @@ class QuantizeWeights(Pass):
             symmetric=chosen.symmetric,
             method=chosen.method,
             embedding_bits=chosen.embedding_bits,
+            residual_rank=chosen.residual_rank,
         )
 
     def _resources(self, context: Context) -> WeightRun:
@@ -141,6 +149,8 @@ class QuantizeWeights(Pass):
             memory=context.resources.memory,
             scratch=context.resources.scratch,
             progress=context.progress,
+            half=context.constraints.half is not None,
+            timer=context.timer,
         )
 
 
@@ -167,6 +177,7 @@ def _applied(model: Model, plan: WeightPlan, done: WeightsDone, form: WeightOnly
             "layers": len(done.products),
             "tables": sum(len(m.lookups) for m in plan.matrices) + sum(map(_lookups, plan.halves)),
             **stored_twice(plan, done.model),
+            **residual_notes(done.corrected),
         },
     )
 

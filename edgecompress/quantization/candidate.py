@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from edgecompress.errors import PassError
+from edgecompress.layer_matrix import LayerMatrix, layer_matrix
 from edgecompress.model import Model
 from edgecompress.numerics.affine import IntegerRange
-from edgecompress.quantization.layer_matrix import LayerMatrix, layer_matrix
 from edgecompress.quantization.rounded_layer import RoundedLayer
 
 __all__ = ["Candidate", "User", "candidate", "finite"]

@@ -3,7 +3,7 @@
 Every candidate is run in every format on the float stream. Its error power is compared with its
 signal (``sqnr_db``), and its error dy with the gradient g of the loss at the model's outputs:
 ``E[(g . dy)^2] / 2`` is the expected loss with only this node in this format, to second order
-(:mod:`edgecompress.quantization.output_loss`; the idea is HAWQ-V2's, Dong et al., NeurIPS 2020,
+(:mod:`edgecompress.gradients.output_loss`; the idea is HAWQ-V2's, Dong et al., NeurIPS 2020,
 arXiv 1911.03852, with the measured error of the output in place of that of the weight). One pass
 forward and one backward over the rows tell it of all nodes and formats.
 """
@@ -22,11 +22,11 @@ from torch import Tensor
 from edgecompress.data.calibration import Batch
 from edgecompress.data.token_mask import position_mask
 from edgecompress.errors import DataError
+from edgecompress.gradients.backward import BackwardStep, backward
+from edgecompress.gradients.output_loss import LossKind, OutputLoss, output_losses
 from edgecompress.graph_pass import Applied, Context
 from edgecompress.model import Model
 from edgecompress.numerics.tree_sum import TreeSum
-from edgecompress.quantization.backward import BackwardStep, backward
-from edgecompress.quantization.output_loss import LossKind, OutputLoss, output_losses
 from edgecompress.quantization.variants import Candidate, Part, candidates
 from edgecompress.torchgraph import TorchGraph
 from edgecompress.walk.blocks import Block, find_blocks, whole
@@ -144,7 +144,7 @@ def measure_sensitivity(
         variants: Format -> what the pass that writes it returned for the whole model.
         context: Its rows are used: validation rows, or calibration rows where there are none.
         rows: About so many.
-        loss: See :func:`edgecompress.quantization.output_loss.output_losses`.
+        loss: See :func:`edgecompress.gradients.output_loss.output_losses`.
 
     Raises:
         DataError: There are no rows, or values are NaN or infinite.

@@ -6,12 +6,15 @@ together by GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), on what they see
 that were rounded before (true-sequential). Scales are chosen before any weight is moved (static
 groups), so that columns may be taken in the order of their power (act-order) while blocks stay
 neighbours, as runtimes want them. The weights of one walk block are in memory, not more.
+
+What rounding took from a layer may be given back by thin factors beside it
+(:mod:`edgecompress.quantization.residual`); what later layers see has passed through them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +25,16 @@ from edgecompress.constraints import WeightOnlyFormat
 from edgecompress.data.calibration import CalibrationSet
 from edgecompress.data.token_mask import position_mask
 from edgecompress.errors import PassError
-from edgecompress.graph_pass import Change
+from edgecompress.graph_pass import Change, Timer
 from edgecompress.model import Model
 from edgecompress.numerics.blockwise import Blocks, choose_scales, quantize_blocks, round_to
 from edgecompress.numerics.moments import SecondMoments, products
 from edgecompress.numerics.obs import obs_round
 from edgecompress.progress import Progress, silent
-from edgecompress.quantization.weight_nodes import NbitsNodes, QdqNodes, WeightNodes
+from edgecompress.quantization.residual import put_residual, residual
+from edgecompress.quantization.residual_cost import Corrected, time_corrections
+from edgecompress.quantization.weight_layouts import NbitsNodes, nodes_for
+from edgecompress.quantization.weight_nodes import WeightNodes
 from edgecompress.quantization.weight_plan import Matrix, Use, WeightPlan
 from edgecompress.walk.blocks import find_blocks
 from edgecompress.walk.walker import Walk, WalkStep
@@ -44,11 +50,14 @@ class WeightRun:
     Attributes:
         data: Calibration rows; None where no matrix needs them.
         rows: How many of them, about.
-        damping: Share of the mean diagonal that is added to the Hessian.
+        damping: Share of the mean diagonal that is added to the Hessian, and where factors make up
+            for rounding.
         device: torch device for the walk.
         memory: Bytes that weights and activations may take, about; None for no limit.
         scratch: Folder for what does not fit.
         progress: Told how far the work is.
+        half: Whether the runtime takes constants of float16.
+        timer: How long small models take on the target; None where that cannot be measured.
     """
 
     data: CalibrationSet | None = None
@@ -58,6 +67,8 @@ class WeightRun:
     memory: int | None = None
     scratch: Path | None = None
     progress: Progress = silent
+    half: bool = True
+    timer: Timer | None = None
 
 
 @dataclass
@@ -68,11 +79,13 @@ class WeightsDone:
         model: The new model.
         changed: Edits, one for each node.
         products: Outputs of the nodes that multiply by integers now.
+        corrected: Layers with factors beside them.
     """
 
     model: Model
     changed: list[Change] = field(default_factory=list)
     products: list[str] = field(default_factory=list)
+    corrected: list[Corrected] = field(default_factory=list)
 
 
 def quantize_weights(
@@ -92,14 +105,15 @@ def quantize_weights(
         OutputError: The scratch folder cannot be written.
     """
     spool = WeightSpool(run.scratch)
-    nodes: WeightNodes
-    nodes = (NbitsNodes if form.layout == "nbits" else QdqNodes)(edited.ir, spool.keep)
+    nodes = nodes_for(form.layout, edited.ir, spool.keep)
     work = _Work(model, WeightsDone(edited), nodes, run)
-    free = [matrix for matrix in plan.matrices if not matrix.needs_rows]
+    free = [matrix for matrix in plan.matrices if matrix.rounding != "gptq"]
     for done, matrix in enumerate(free):
         run.progress("round weights", done, len(free))
-        method = "mse" if matrix.method == "gptq" else matrix.method
-        work.put(matrix, quantize_blocks(work.weight(matrix), matrix.grid, method), method)
+        blocks = nearest(work.weight(matrix), matrix)
+        work.put(matrix, blocks)
+        if matrix.residual_rank and not matrix.needs_rows:
+            work.correct(matrix, blocks, None)
     for half in plan.halves:
         before = model.ir.graph.initializers[half.weight].const_value
         size = 0 if before is None else before.nbytes
@@ -109,7 +123,9 @@ def quantize_weights(
         work.walk(bound)
     if isinstance(nodes, NbitsNodes):
         renamed = nodes.take_biases()
-        work.done.products = [renamed.get(name, name) for name in work.done.products]
+        work.rename(renamed)
+    if run.timer is not None:
+        work.done.corrected = time_corrections(work.done.corrected, form, run.timer)
     return work.done
 
 
@@ -125,12 +141,12 @@ class _Work:
         array = torch.from_numpy(np.array(self.model.initializer(matrix.weight)))
         return array.T if matrix.transposed else array
 
-    def put(self, matrix: Matrix, blocks: Blocks, method: str) -> None:
+    def put(self, matrix: Matrix, blocks: Blocks) -> None:
         value = self.model.ir.graph.initializers[matrix.weight].const_value
         before = 0 if value is None else value.nbytes
         after = self.nodes.put(matrix, blocks)
         grid = matrix.grid
-        what = f"{grid.bits} bits in blocks of {grid.size}, {method}"
+        what = f"{grid.bits} bits in blocks of {grid.size}, {matrix.rounding}"
         self.record((*matrix.lookups, *matrix.products), what, before, after)
         self.done.products += [use.output for use in matrix.products]
 
@@ -138,6 +154,42 @@ class _Work:
         for use in uses:
             self.done.changed.append(Change(use.node, use.op, what, before, after))
             before = after = 0  # what several nodes share is counted once
+
+    def correct(self, matrix: Matrix, blocks: Blocks, moments: _Moments | None) -> None:
+        """Put factors beside the layers of a matrix that ask for them."""
+        found = residual(
+            self.weight(matrix),
+            blocks.dequantized(),
+            matrix.residual_rank,
+            None if moments is None else moments.total,
+            damping=self.run.damping,
+            half=self.run.half,
+        )
+        if found is None:
+            return
+        self.rename(put_residual(self.nodes, matrix, found))
+        tokens = 1 if moments is None else moments.tokens
+        half, added = found.left.dtype == torch.float16, found.bytes
+        for use in matrix.products:
+            if use.residual_rank:
+                self.done.corrected.append(
+                    Corrected(
+                        use, matrix, found.rank, found.before, found.after, added, tokens, half
+                    )
+                )
+                self._amend(use, f", + rank {found.rank}", added)
+                added = 0  # what several nodes share is counted once
+
+    def _amend(self, use: Use, what: str, added: int) -> None:
+        for at, change in enumerate(self.done.changed):
+            if (change.node, change.op) == (use.node, use.op):
+                self.done.changed[at] = replace(
+                    change, what=change.what + what, bytes_after=change.bytes_after + added
+                )
+
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Say what outputs of products are called now."""
+        self.done.products = [renamed.get(name, name) for name in self.done.products]
 
     def walk(self, matrices: Sequence[Matrix]) -> None:
         """Round matrices on what their layers see."""
@@ -158,20 +210,30 @@ class _Work:
         )
         for step in steps:
             for group in _groups(step, left):
-                found = _moments(step, {use.input for _, use in group}, run)
+                found = _moments(step, {use.input for _, use in group})
                 for matrix, use in group:
                     if use.output in left:  # not rounded with another layer that shares it
-                        self._round(matrix, found[use.input])
+                        self._fit(matrix, use, found[use.input])
                         left = {name: m for name, m in left.items() if m is not matrix}
 
-    def _round(self, matrix: Matrix, moments: Tensor) -> None:
+    def _fit(self, matrix: Matrix, use: Use, moments: _Moments) -> None:
         weight = self.weight(matrix)
         try:
-            blocks = rounded(weight, matrix, moments, self.run.damping)
+            if matrix.rounding == "gptq":
+                blocks = rounded(weight, matrix, moments.total, self.run.damping)
+                self.put(matrix, blocks)
+            else:
+                blocks = nearest(weight, matrix)  # it was put before the walk
+            if matrix.residual_rank:
+                self.correct(matrix, blocks, moments)
         except PassError as error:
-            error.where = f"{matrix.products[0].node}, pass 'quantize_weights'"
+            error.where = f"{use.node}, pass 'quantize_weights'"
             raise
-        self.put(matrix, blocks, "gptq")
+
+
+def nearest(weight: Tensor, matrix: Matrix) -> Blocks:
+    """A weight, float [rows, columns], rounded to the nearest, as its matrix is to be."""
+    return quantize_blocks(weight, matrix.grid, "minmax" if matrix.rounding == "minmax" else "mse")
 
 
 def rounded(weight: Tensor, matrix: Matrix, moments: Tensor, damping: float) -> Blocks:
@@ -203,12 +265,25 @@ def _groups(step: WalkStep, left: dict[str, Matrix]) -> Iterator[list[tuple[Matr
     yield from groups.values()
 
 
-def _moments(step: WalkStep, names: set[str], run: WeightRun) -> dict[str, Tensor]:
-    """Sum of the products of each activation, as the edited graph gives it: float64 [n, n]."""
+@dataclass(frozen=True)
+class _Moments:
+    """What a layer sees.
+
+    Attributes:
+        total: float64 [n, n], sum of the products of its inputs.
+        tokens: Places of one row, about.
+    """
+
+    total: Tensor
+    tokens: int
+
+
+def _moments(step: WalkStep, names: set[str]) -> dict[str, _Moments]:
+    """Sums for each activation, as the edited graph gives it."""
     sums = {name: SecondMoments() for name in names}
-    graph = step.current
+    graph, count = step.current, 0
     for batch in step.batches():
-        mask = batch.source.mask
+        mask, count = batch.source.mask, count + batch.source.rows
 
         def see(name: str, values: Tensor, mask: np.ndarray | None = mask) -> None:
             rows = _real_rows(values, mask)
@@ -216,7 +291,10 @@ def _moments(step: WalkStep, names: set[str], run: WeightRun) -> dict[str, Tenso
 
         with torch.no_grad():
             graph(batch.current, observe=see, watch=names, outputs=())
-    return {name: found.total()[0] for name, found in sums.items()}
+    return {
+        name: _Moments(found.total()[0], max(1, round(found.places / max(count, 1))))
+        for name, found in sums.items()
+    }
 
 
 def _real_rows(values: Tensor, mask: np.ndarray | None) -> Tensor:

@@ -50,6 +50,7 @@ class Wanted:
         method: How numbers and scales are found.
         embedding_bits: Of tables that are looked up: 16 for float16, False to leave them; None: as
             the layer that shares the table where both can be one, else 8.
+        residual_rank: Of the factors that make up for rounding, where the node multiplies.
     """
 
     bits: int = 4
@@ -57,6 +58,7 @@ class Wanted:
     symmetric: bool | None = None
     method: WeightMethod = "gptq"
     embedding_bits: int | Literal[False] | None = None
+    residual_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,14 @@ class Use:
         op: Operator.
         output: Name of its output, which identifies it.
         input: Name of the activation, or of the indices.
+        residual_rank: Of the factors that make up for rounding; 0 for none.
     """
 
     node: str
     op: str
     output: str
     input: str
+    residual_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Matrix:
         rows: Outputs, or entries of the table.
         columns: Inputs, or the width of an entry.
         grid: What it becomes.
-        method: How.
+        method: How, as the recipe asks.
         products: Layers that multiply by it.
         lookups: Nodes that look entries up in it.
     """
@@ -106,9 +110,21 @@ class Matrix:
         return self.columns % self.grid.size == 0
 
     @property
+    def rounding(self) -> WeightMethod:
+        """How numbers are found: what is looked up is wanted as it is, thus to the nearest."""
+        return "mse" if self.lookups and self.method == "gptq" else self.method
+
+    @property
+    def residual_rank(self) -> int:
+        """Of the factors that make up for rounding: the largest that one of the layers asks for."""
+        return min(
+            max((use.residual_rank for use in self.products), default=0), self.rows, self.columns
+        )
+
+    @property
     def needs_rows(self) -> bool:
-        """Whether calibration rows decide about it."""
-        return self.method == "gptq" and bool(self.products)
+        """Whether calibration rows decide about its numbers, or about the factors beside them."""
+        return self.rounding == "gptq" or (self.method == "gptq" and self.residual_rank > 0)
 
 
 @dataclass(frozen=True)
@@ -165,11 +181,11 @@ def plan_weights(
             tables.append((node, weight, wanted))
         else:
             matrix = _matrix(weight, transposed, wanted.bits, wanted, form)
-            _add(matrices, matrix, products=_use(node, 0))
+            use = replace(_use(node, 0), residual_rank=wanted.residual_rank)
+            _add(matrices, matrix, products=use)
     for node, weight, wanted in tables:
         _plan_table(plan, apart, node, weight, wanted, form)
-    found = [*matrices.values(), *(apart.values() if apart is not matrices else ())]
-    plan.matrices = [_settled(matrix) for matrix in found]
+    plan.matrices = [*matrices.values(), *(apart.values() if apart is not matrices else ())]
     plan.skipped.extend(in_bodies(model.ir.graph))
     return plan
 
@@ -270,13 +286,6 @@ def _add_half(plan: WeightPlan, weight: ir.Value, use: Use) -> None:
             plan.halves[at] = replace(table, lookups=(*table.lookups, use))
             return
     plan.halves.append(HalfTable(weight.name or "", (use,)))
-
-
-def _settled(matrix: Matrix) -> Matrix:
-    """What is looked up is wanted as it is: such tables are rounded to the nearest."""
-    if matrix.lookups and matrix.method == "gptq":
-        return replace(matrix, method="mse")
-    return matrix
 
 
 def stored_twice(plan: WeightPlan, model: Model) -> dict[str, str]:

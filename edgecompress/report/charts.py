@@ -1,9 +1,4 @@
-"""Bars and dots as inline SVG.
-
-Places along the horizontal axis are percentages and sizes of type are pixels, so that a picture
-grows and shrinks with the page while its lettering stays readable. Colours come from the classes
-of ``page.css``, hence light and dark. Text passes through ElementTree, which escapes it.
-"""
+"""Bars and dots as inline SVG."""
 
 from __future__ import annotations
 
@@ -15,6 +10,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from edgecompress.report import format as fmt
+from edgecompress.report import svg
 from edgecompress.report.figures import Figure
 
 __all__ = ["Scale", "Mark", "Point", "scale", "axis", "bars", "dot", "scatter"]
@@ -96,14 +92,14 @@ def _round_step(rough: float) -> float:
 
 def axis(along: Scale) -> Markup:
     """Tick labels with their units."""
-    svg = _svg(_AXIS_HEIGHT, "axis")
-    svg.set("aria-hidden", "true")
+    drawn = svg.svg(_AXIS_HEIGHT, "axis")
+    drawn.set("aria-hidden", "true")
     for i, tick in enumerate(along.ticks):
         anchor = "start" if i == 0 and along.x(tick) < 5 else "middle"
         style = "tick odd" if i % 2 else "tick"  # every other one is hidden where it is narrow
-        label = _text(svg, along.x(tick), _AXIS_HEIGHT - 5, fmt.brief(along.text(tick)), style)
+        label = svg.text(drawn, along.x(tick), _AXIS_HEIGHT - 5, fmt.brief(along.text(tick)), style)
         label.set("text-anchor", anchor)
-    return _markup(svg)
+    return svg.markup(drawn)
 
 
 def bars(along: Scale, marks: Sequence[Mark], limit: float | None = None) -> Markup:
@@ -115,35 +111,32 @@ def bars(along: Scale, marks: Sequence[Mark], limit: float | None = None) -> Mar
         limit: Where a line tells what the budget allows.
     """
     height = (_BAR + 2) * len(marks) + 6
-    svg = _svg(height, "bars")
-    svg.set("aria-label", "; ".join(f"{m.name} {fmt.clean(m.figure.text)}" for m in marks))
-    _grid(svg, along, height)
+    drawn = svg.svg(height, "bars")
+    drawn.set("aria-label", "; ".join(f"{m.name} {fmt.clean(m.figure.text)}" for m in marks))
+    _grid(drawn, along, height)
     if limit is not None and math.isfinite(limit):
-        _line(svg, along.x(limit), 0, along.x(limit), height, "limit")
+        svg.line(drawn, along.x(limit), 0, along.x(limit), height, "limit")
     for i, mark in enumerate(marks):
-        _bar(svg, along, mark, top=4 + i * (_BAR + 2))
-    return _markup(svg)
+        _bar(drawn, along, mark, top=4 + i * (_BAR + 2))
+    return svg.markup(drawn)
 
 
 def dot(along: Scale, mark: Mark, limit: float | None = None) -> Markup:
     """A dot for a figure whose axis does not start at zero, and a line at ``limit``."""
     height = _BAR + 8
-    svg = _svg(height, "bars")
-    svg.set("aria-label", f"{mark.name} {fmt.clean(mark.figure.text)}")
-    _grid(svg, along, height)
+    drawn = svg.svg(height, "bars")
+    drawn.set("aria-label", f"{mark.name} {fmt.clean(mark.figure.text)}")
+    _grid(drawn, along, height)
     if limit is not None and math.isfinite(limit):
-        _line(svg, along.x(limit), 0, along.x(limit), height, "limit")
+        svg.line(drawn, along.x(limit), 0, along.x(limit), height, "limit")
     middle = height / 2
     value = mark.figure.value
     if value is None or not math.isfinite(value):
-        _without_place(svg, middle + 4, mark.figure)
+        _without_place(drawn, middle + 4, mark.figure)
     else:
-        at = f"{along.x(value):.2f}%"
-        circle = ET.SubElement(svg, "circle", cx=at, cy=_px(middle), r="4.5")
-        circle.set("class", _style(mark))
-        _title(circle, mark)
-        _text(svg, along.x(value), middle + 4, mark.figure.text, "value").set("dx", "9")
-    return _markup(svg)
+        svg.dot(drawn, along.x(value), middle, 4.5, _style(mark), _tip(mark))
+        svg.text(drawn, along.x(value), middle + 4, mark.figure.text, "value").set("dx", "9")
+    return svg.markup(drawn)
 
 
 def scatter(across: Scale, up: Scale, points: Sequence[Point], limit: float | None) -> Markup:
@@ -155,8 +148,8 @@ def scatter(across: Scale, up: Scale, points: Sequence[Point], limit: float | No
         points: What to draw.
         limit: Where a line tells what the budget allows of the vertical figure.
     """
-    svg = _svg(_SCATTER_HEIGHT + _AXIS_HEIGHT, "bars")
-    svg.set("aria-label", "; ".join(f"{p.name}: {p.why}" for p in points))
+    drawn = svg.svg(_SCATTER_HEIGHT + _AXIS_HEIGHT, "bars")
+    drawn.set("aria-label", "; ".join(f"{p.name}: {p.why}" for p in points))
 
     def level(value: float) -> float:
         return _SCATTER_HEIGHT * (1 - up.x(value) / _ROOM)
@@ -165,92 +158,63 @@ def scatter(across: Scale, up: Scale, points: Sequence[Point], limit: float | No
         return 8 + across.x(value)
 
     for tick in up.ticks:
-        _line(svg, 0, level(tick), 100, level(tick), "grid")
-        _text(svg, 0, level(tick) - 3, fmt.brief(up.text(tick)), "tick")
+        svg.line(drawn, 0, level(tick), 100, level(tick), "grid")
+        svg.text(drawn, 0, level(tick) - 3, fmt.brief(up.text(tick)), "tick")
     for tick in across.ticks:
-        _line(svg, place(tick), 0, place(tick), _SCATTER_HEIGHT, "grid")
-        label = _text(svg, place(tick), _SCATTER_HEIGHT + 13, fmt.brief(across.text(tick)), "tick")
+        svg.line(drawn, place(tick), 0, place(tick), _SCATTER_HEIGHT, "grid")
+        label = svg.text(
+            drawn, place(tick), _SCATTER_HEIGHT + 13, fmt.brief(across.text(tick)), "tick"
+        )
         label.set("text-anchor", "middle")
     if limit is not None and up.low <= limit <= up.high:
-        _line(svg, 0, level(limit), 100, level(limit), "limit")
+        svg.line(drawn, 0, level(limit), 100, level(limit), "limit")
     taken: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: -p.y):
         x, y = place(point.x), level(point.y)
-        circle = ET.SubElement(svg, "circle", cx=f"{x:.2f}%", cy=_px(y), r="5")
-        circle.set("class", point.style)
-        ET.SubElement(circle, "title").text = fmt.clean(f"{point.name}: {point.why}")
+        svg.dot(drawn, x, y, 5, point.style, f"{point.name}: {point.why}")
         base = y + 4
         while any(abs(base - b) < _LABEL_HEIGHT and abs(x - a) < _LABEL_WIDTH for a, b in taken):
             base += _LABEL_HEIGHT
         taken.append((x, base))
-        _text(svg, x, base, point.name, "value").set("dx", "9")
-    return _markup(svg)
+        svg.text(drawn, x, base, point.name, "value").set("dx", "9")
+    return svg.markup(drawn)
 
 
-def _bar(svg: ET.Element, along: Scale, mark: Mark, top: float) -> None:
+def _bar(drawn: ET.Element, along: Scale, mark: Mark, top: float) -> None:
     value = mark.figure.value
     baseline = top + _BAR - 1.5
     if value is None or not math.isfinite(value):
-        _without_place(svg, baseline, mark.figure)
+        _without_place(drawn, baseline, mark.figure)
         return
     start, end = along.x(min(0.0, value)), along.x(max(0.0, value))
-    rect = ET.SubElement(svg, "rect", x=f"{start:.2f}%", y=_px(top), height=_px(_BAR), rx="1.5")
+    rect = ET.SubElement(
+        drawn, "rect", x=f"{start:.2f}%", y=svg.px(top), height=svg.px(_BAR), rx="1.5"
+    )
     rect.set("width", f"{end - start:.2f}%")
     rect.set("class", _style(mark))
-    _title(rect, mark)
+    svg.title(rect, _tip(mark))
     for reach in mark.whisker:
         to = along.x(reach)
-        _line(svg, end, top + _BAR / 2, to, top + _BAR / 2, "whisker")
-        _line(svg, to, top + 2, to, top + _BAR - 2, "whisker")
+        svg.line(drawn, end, top + _BAR / 2, to, top + _BAR / 2, "whisker")
+        svg.line(drawn, to, top + 2, to, top + _BAR - 2, "whisker")
         end = max(end, to)
-    _text(svg, end, baseline, mark.figure.text, "value").set("dx", "5")
+    svg.text(drawn, end, baseline, mark.figure.text, "value").set("dx", "5")
 
 
-def _without_place(svg: ET.Element, baseline: float, figure: Figure) -> None:
+def _without_place(drawn: ET.Element, baseline: float, figure: Figure) -> None:
     """The word for a figure that has no place on the axis: unknown, or infinite."""
     style = "unknown" if figure.value is None else "value"
-    _text(svg, 0, baseline, figure.text, style, figure.why)
+    svg.text(drawn, 0, baseline, figure.text, style, figure.why)
 
 
-def _grid(svg: ET.Element, along: Scale, height: float) -> None:
+def _grid(drawn: ET.Element, along: Scale, height: float) -> None:
     for tick in along.ticks:
-        _line(svg, along.x(tick), 0, along.x(tick), height, "grid")
+        svg.line(drawn, along.x(tick), 0, along.x(tick), height, "grid")
 
 
-def _svg(height: float, style: str) -> ET.Element:
-    svg = ET.Element("svg", width="100%", height=_px(height), role="img")
-    svg.set("class", style)
-    return svg
-
-
-def _line(svg: ET.Element, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
-    line = ET.SubElement(svg, "line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=_px(y1), y2=_px(y2))
-    line.set("class", style)
-
-
-def _text(svg: ET.Element, x: float, y: float, text: str, style: str, why: str = "") -> ET.Element:
-    element = ET.SubElement(svg, "text", x=f"{x:.2f}%", y=_px(y))
-    element.set("class", style)
-    element.text = fmt.clean(text)
-    if why:
-        ET.SubElement(element, "title").text = fmt.clean(why)
-    return element
-
-
-def _title(parent: ET.Element, mark: Mark) -> None:
-    ET.SubElement(parent, "title").text = fmt.clean(
-        f"{mark.name}: {mark.figure.text} ({mark.figure.basis})"
-    )
+def _tip(mark: Mark) -> str:
+    return f"{mark.name}: {mark.figure.text} ({mark.figure.basis})"
 
 
 def _style(mark: Mark) -> str:
     return f"{mark.style} estimated" if mark.figure.basis == "estimated" else mark.style
-
-
-def _px(value: float) -> str:
-    return f"{value:g}"
-
-
-def _markup(svg: ET.Element) -> Markup:
-    # Escaped: every text and attribute of the tree went through ElementTree's serializer.
-    return Markup(ET.tostring(svg, encoding="unicode"))

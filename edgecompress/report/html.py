@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgecompress import files
 from edgecompress.measure import Conditions, Measurement
-from edgecompress.report import figures
+from edgecompress.report import factorization, factorization_tables, figures
 from edgecompress.report import format as fmt
 from edgecompress.report.data import Report, SkipReport
 
@@ -35,7 +35,7 @@ def html_text(report: Report) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    from edgecompress.report import candidates, picture, sensitivity
+    from edgecompress.report import candidates, factorization_picture, picture, sensitivity
 
     def visible(value: object) -> object:
         """Take away characters that would hide or turn around what is written."""
@@ -58,6 +58,9 @@ def html_text(report: Report) -> str:
         picture=picture,
         candidates=candidates,
         sensitivity=sensitivity,
+        factorization=factorization,
+        factorization_tables=factorization_tables,
+        factorization_picture=factorization_picture,
         before=figures.before(report),
         after=figures.after(report),
         by_reason=by_reason,

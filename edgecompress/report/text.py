@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgecompress.report import figures, sensitivity
+from edgecompress.report import factorization, factorization_tables, figures, sensitivity
 from edgecompress.report import format as fmt
 from edgecompress.report.data import Report, StepReport
 
@@ -69,6 +69,7 @@ def summary(report: Report) -> str:
         _steps(report),
         _search(report),
         *_sensitivity(report),
+        *_factorization(report),
         _budgets(report),
         _closing(report),
     ]
@@ -128,6 +129,16 @@ def _sensitivity(report: Report) -> list[str]:
         rest = f"; {more} more nodes in report.html" if more > 0 else ""
         parts.append(f"{text}\n\nexpected loss: {found.unit}{rest}")
     return parts
+
+
+def _factorization(report: Report) -> list[str]:
+    """A few lines about each step that factorized."""
+    return [
+        "\n".join(
+            [_one_line(step.name), *(f"  {line}" for line in factorization_tables.lines(found))]
+        )
+        for step, found in factorization.steps(report)
+    ]
 
 
 def _marked(figure: figures.Figure) -> str:

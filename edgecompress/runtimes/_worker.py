@@ -23,6 +23,11 @@ from edgecompress.runtimes._session import open_session
 __all__ = ["main", "peak_memory_mb"]
 
 _STATUS = Path("/proc/self/status")
+# Of several models in turn: each turn takes some milliseconds, and not fewer runs than these.
+_TURNS = 12
+_TURN_S = 0.004
+_WARM_UP_RUNS = 3
+_LEAST_RUNS, _MOST_RUNS = 1, 200
 
 
 def peak_memory_mb() -> float | None:
@@ -61,6 +66,20 @@ def pin(threads: int) -> list[int]:
     cpus = sorted(os.sched_getaffinity(0))[-threads:]
     os.sched_setaffinity(0, cpus)
     return cpus
+
+
+def _timed(session: Any, feeds: dict[str, Any]) -> float:
+    start = time.perf_counter_ns()
+    session.run(None, feeds)
+    return (time.perf_counter_ns() - start) / 1e9
+
+
+def _random_feeds(session: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        each.name: rng.standard_normal(each.shape, dtype=np.float32)
+        for each in session.get_inputs()
+    }
 
 
 class Worker:
@@ -115,6 +134,23 @@ class Worker:
             wall_ms.append((time.perf_counter_ns() - wall) / 1e6)
             cpu_ms.append((time.process_time_ns() - cpu) / 1e6)
         return {"wall_ms": wall_ms, "cpu_ms": cpu_ms}
+
+    def times(self, models: list[str], provider: str, threads: int) -> dict[str, Any]:
+        """Least seconds of a run of each of some models with random inputs, taken in turn."""
+        pin(threads)
+        loaded = [open_session(Path(model), provider=provider, threads=threads) for model in models]
+        feeds = [_random_feeds(session) for session in loaded]
+        least = [
+            min(_timed(*pair) for _ in range(_WARM_UP_RUNS))
+            for pair in zip(loaded, feeds, strict=True)
+        ]
+        counts = [max(_LEAST_RUNS, min(_MOST_RUNS, int(_TURN_S / each))) for each in least]
+        for turn in range(_TURNS):
+            places = range(len(loaded))
+            for i in places if turn % 2 == 0 else reversed(places):
+                taken = [_timed(loaded[i], feeds[i]) for _ in range(counts[i])]
+                least[i] = min(least[i], *taken)
+        return {"seconds": least}
 
     def memory(self) -> dict[str, Any]:
         """Peak memory so far, and processor time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,7 +101,7 @@ class WalkStep:
         current = self._track.current
         if current is None:
             return self.block.nodes
-        outputs = (*self._kept, *self.block.results)
+        outputs = (*self.kept, *self.block.results)
         nodes = slice_between(current.ir.graph, self._track.streams.original, outputs)
         if nodes is None:
             raise PassError(
@@ -116,8 +116,11 @@ class WalkStep:
 
     def batches(self) -> Iterator[WalkBatch]:
         """The rows at the block's inputs; may be asked for several times."""
-        names, current = self.original.input_names, self.current.input_names
-        return self._track.streams.feeds(self._track.rows, names, current)
+        return self.feeds(self.original.input_names, self.current.input_names)
+
+    def feeds(self, original: Sequence[str], current: Sequence[str]) -> Iterator[WalkBatch]:
+        """The rows, with these values of both graphs: what the block reads, or graph inputs."""
+        return self._track.streams.feeds(self._track.rows, original, current)
 
     def advance(self, original: Watch | None = None, current: Watch | None = None) -> None:
         """Run the block and keep what later blocks read; a second call does nothing.
@@ -141,10 +144,7 @@ class WalkStep:
             second = self._graph(track.current, nodes)
         elif streams.current is not None or names_current:
             second = first
-        kept = self._kept
-        finished = [n for n, last in track.last_reader.items() if last == self.number]
-        made = streams.new(kept)
-        made_current = None if second is None else streams.new(kept)
+        kept = self.kept
         read_by_second = () if second is None else second.input_names
 
         def through(batch: WalkBatch) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -156,11 +156,39 @@ class WalkStep:
                     second, batch.current, batch.source, current, names_current, kept
                 )
 
-        done = 0
         batches = streams.feeds(track.rows, first.input_names, read_by_second)
-        for batch, (values, values_current) in in_order(
-            through, batches, track.threads, partial(torch.set_num_threads, 1)
-        ):
+        self._pass_on(
+            in_order(through, batches, track.threads, partial(torch.set_num_threads, 1)),
+            second is not None,
+        )
+
+    def hand_over(
+        self, computed: Iterable[tuple[WalkBatch, Mapping[str, Tensor], Mapping[str, Tensor]]]
+    ) -> None:
+        """As :meth:`advance`, with values of :attr:`kept` that were computed elsewhere.
+
+        Args:
+            computed: The batches in order, with the values in the original and the edited graph.
+
+        Raises:
+            OutputError: The scratch folder cannot be written.
+        """
+        self._done = True
+        self._pass_on(((batch, (first, second)) for batch, first, second in computed), True)
+
+    def _pass_on(
+        self,
+        computed: Iterable[
+            tuple[WalkBatch, tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]]
+        ],
+        two: bool,
+    ) -> None:
+        track, streams = self._track, self._track.streams
+        finished = [n for n, last in track.last_reader.items() if last == self.number]
+        made = streams.new(self.kept)
+        made_current = streams.new(self.kept) if two else None
+        done = 0
+        for batch, (values, values_current) in computed:
             _keep(values, batch, made)
             if values_current is not None and made_current is not None:
                 _keep(values_current, batch, made_current)
@@ -171,7 +199,7 @@ class WalkStep:
         self._original = None  # its weights go
 
     @property
-    def _kept(self) -> list[str]:
+    def kept(self) -> list[str]:
         """What later blocks of this walk read."""
         last = self._track.last_reader
         return [name for name in self.block.outputs if last.get(name, -1) > self.number]

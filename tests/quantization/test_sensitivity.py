@@ -13,10 +13,10 @@ import torch
 from edgecompress.constraints import Constraints, WeightOnlyFormat
 from edgecompress.data.calibration import Batch, CalibrationSet
 from edgecompress.errors import DataError
+from edgecompress.gradients.output_loss import OutputLoss, output_losses, probe
 from edgecompress.graph_pass import Context
 from edgecompress.model import Model
 from edgecompress.quantization.mixed import Format, MixSettings, in_all_formats
-from edgecompress.quantization.output_loss import OutputLoss, output_losses, probe
 from edgecompress.quantization.sensitivity import Sensitivity, measure_sensitivity
 from edgecompress.quantization.variants import candidates
 from edgecompress.resources import Resources

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from edgecompress.data.calibration import Batch, CalibrationSet, Split
+from edgecompress.gradients.output_loss import OutputLoss, probe
 from edgecompress.model import Model
 from edgecompress.parallel.threads import in_order
 from edgecompress.progress import Progress, silent
-from edgecompress.quantization.output_loss import OutputLoss, probe
 from edgecompress.torchgraph import TorchGraph, to_torch
 from edgecompress.walk.blocks import Block
 from edgecompress.walk.opaque import OpaqueGraph

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgecompress.layer_matrix import LayerMatrix, layer_matrix
 from edgecompress.model import Model
-from edgecompress.quantization.layer_matrix import LayerMatrix, layer_matrix
 from edgecompress.torchgraph import to_torch
 from tests.models import from_text
 

@@ -1,0 +1,1 @@
+"""Low-rank factorization; see ``python -m factorization --help`` and docs/factorization.md."""

@@ -1,0 +1,1 @@
+"""Layers in two or three thinner ones: which, of what rank, and with which numbers."""
