@@ -8,17 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from edgecompress.factorization.engine import (
-    Factorized,
-    FactorizeSettings,
-    compare_objectives,
-    factorize_layers,
-)
+from edgecompress.factorization.engine import compare_objectives, factorize_layers
 from edgecompress.factorization.layers import find_layers
 from edgecompress.factorization.notes import factorization_notes
 from edgecompress.factorization.parts import Layer, Objective
 from edgecompress.factorization.ranks import RankPlan, RankSettings, choose_ranks
 from edgecompress.factorization.refinement import RefineSettings
+from edgecompress.factorization.result import Factorized, FactorizeSettings
 from edgecompress.graph_pass import Applied, Context, Needs, Pass, Skip
 from edgecompress.model import Model
 

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import islice
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from edgecompress.data.token_mask import position_mask
+from edgecompress.factorization.block_errors import Errors, squares
 from edgecompress.factorization.collecting import StageMoments
 from edgecompress.factorization.nodes import write_shared
-from edgecompress.factorization.parts import Layer, Objective, Split, held_out
-from edgecompress.factorization.refinement import RefinedBlock, RefineSettings, refine_block
+from edgecompress.factorization.pace import Pace
+from edgecompress.factorization.parts import Layer, Objective, Split
+from edgecompress.factorization.refinement import RefineSettings, refine_block
+from edgecompress.factorization.result import BlockError, Factorized, FactorizeSettings
 from edgecompress.factorization.solving import Solver
 from edgecompress.factorization.stages import BlockRun, Values, stages_of
 from edgecompress.graph_pass import Change, Context, Skip
@@ -31,82 +25,16 @@ from edgecompress.memory import give_back
 from edgecompress.model import Model
 from edgecompress.numerics.one_thread import one_thread
 from edgecompress.walk.blocks import find_blocks
-from edgecompress.walk.liveness import analyse
+from edgecompress.walk.liveness import analyse, reads
 from edgecompress.walk.scratch import Budget
 from edgecompress.walk.step import WalkStep
 from edgecompress.walk.streams import WalkBatch
 from edgecompress.walk.walker import Walk
 from edgecompress.weights.spool import WeightSpool
 
-__all__ = [
-    "BlockError",
-    "FactorizeSettings",
-    "Factorized",
-    "compare_objectives",
-    "factorize_layers",
-]
+__all__ = ["compare_objectives", "factorize_layers"]
 
-_BATCH_ROWS, _MOST_ROWS = 8, 64
-_POSITIONS, _STEP_POSITIONS = 512, 2048  # of a batch, and of a step of the refinement
-_SAMPLE = 32  # rows that tell how long they are
-_LEAST_BATCHES = 8
-
-
-@dataclass(frozen=True)
-class FactorizeSettings:
-    """How layers are factorized.
-
-    Attributes:
-        objective: What the factors are to keep.
-        damping: Share of the mean input power with which the weights themselves count, too.
-        rows: Calibration rows, about.
-        count: What the rank of a layer stands for where its split is of another form.
-        refinement: How blocks are refined; None: they are not.
-    """
-
-    objective: Objective = "anchored"
-    damping: float = 0.01
-    rows: int = 256
-    count: Literal["parameters", "macs"] = "parameters"
-    refinement: RefineSettings | None = None
-
-
-@dataclass(frozen=True)
-class BlockError:
-    """What factorization did to the outputs of a block.
-
-    Attributes:
-        block: Its name.
-        error: Squared error over power, on rows that were held out, before any refinement.
-        refined: What became of the refinement; None where there was none.
-    """
-
-    block: str
-    error: float
-    refined: RefinedBlock | None = None
-
-
-@dataclass
-class Factorized:
-    """The result.
-
-    Attributes:
-        model: The new model.
-        objective: What its factors keep.
-        splits: By output of the layer.
-        spectra: By output of the layer: share of the full rank, and the relative error there.
-        changed: Edits.
-        skipped: Layers that were to be factorized and could not be.
-        blocks: In the order of the data; those that hold factors, and all behind them.
-    """
-
-    model: Model
-    objective: Objective
-    splits: dict[str, Split] = field(default_factory=dict)
-    spectra: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    changed: list[Change] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
-    blocks: list[BlockError] = field(default_factory=list)
+_Finished = tuple[tuple[WalkBatch, Values, Values], tuple[float, float]]
 
 
 def factorize_layers(
@@ -188,13 +116,18 @@ class _Work:
         context, data = self.context, self.context.calibration
         assert data is not None  # the caller has seen to it
         rows = min(self.settings.rows, data.calibration_rows)
+        refinement = self.settings.refinement
+        pace = Pace(data, rows)
+        if refinement is not None:
+            step_rows = pace.step(refinement.batch_rows)
+            refinement = replace(refinement, threads=threads, batch_rows=step_rows)
         walk = Walk(
             self.model,
             data,
             current=self.done.model,
             blocks=find_blocks(self.model),
             rows=rows,
-            batch_size=self._batch_rows(rows),
+            batch_size=pace.batch(refined=refinement is not None),
             threads=threads,
             device=context.device,
             memory=context.resources.memory,
@@ -222,24 +155,7 @@ class _Work:
                 self._stage(run, stage, rows)
                 if context.resources.memory is not None:
                     give_back()
-            self._finish(run, step, bool(here), threads, walk.budget)
-
-    def _batch_rows(self, rows: int) -> int:
-        """Rows of a batch: of short texts many at once, of long ones few for a refinement."""
-        wanted = _BATCH_ROWS
-        if self._length and self.settings.refinement is not None:
-            wanted = min(wanted, int(_STEP_POSITIONS / 2 / self._length))
-        elif self._length:
-            wanted = max(wanted, min(_MOST_ROWS, int(_POSITIONS / self._length)))
-        return max(1, min(wanted, rows // _LEAST_BATCHES))
-
-    @cached_property
-    def _length(self) -> float:
-        """Mean length of texts; 0 where rows are something else."""
-        data = self.context.calibration
-        some = () if data is None else islice(data.batches("calibration", 1), _SAMPLE)
-        lengths = [max((_length(x) for x in b.inputs.values()), default=0) for b in some]
-        return sum(lengths) / len(lengths) if min(lengths, default=0) else 0.0
+            self._finish(run, step, refinement if here else None, walk.budget)
 
     def _factorizable(self, step: WalkStep, layers: Sequence[Layer]) -> list[Layer]:
         """Layers of a block that can be taken, the others with their reason."""
@@ -275,82 +191,45 @@ class _Work:
             done.skipped += [Skip(layer.node, layer.op, split) for layer in sharing]
             return
         written = write_shared(done.model, sharing, split, self._spool.keep)
+        # Of all layers together the numbers would not fit.
+        shapes = replace(split, weights=tuple(weight.to("meta") for weight in split.weights))
         rank = " x ".join(map(str, split.ranks))
         for layer, each in zip(sharing, written, strict=True):
-            done.splits[layer.output] = split
+            done.splits[layer.output] = shapes
             what = f"{split.kind} factors of rank {rank}"
             change = Change(layer.node, layer.op, what, each.bytes_before, each.bytes_after)
             done.changed.append(change)
 
     def _finish(
-        self, run: BlockRun, step: WalkStep, edited: bool, threads: int, budget: Budget
+        self, run: BlockRun, step: WalkStep, refinement: RefineSettings | None, budget: Budget
     ) -> None:
-        kept, results = step.kept, step.block.results
-        names = list(dict.fromkeys((*kept, *results)))
-        errors = _Errors()
+        kept = step.kept
+        names = list(dict.fromkeys((*kept, *step.block.results)))
+        errors = Errors()
 
         def judged() -> Iterator[tuple[WalkBatch, Values, Values]]:
-            def look(batch: WalkBatch, original: Values, current: Values) -> Any:
-                chosen = {name: original[name] for name in kept}
-                chosen_current = {name: current[name] for name in kept}
-                found = _squares(names, batch, original, current)
-                return batch, chosen, chosen_current, found
+            def look(batch: WalkBatch, original: Values, edited: Values) -> _Finished:
+                values = [{name: found[name] for name in kept} for found in (original, edited)]
+                return (batch, values[0], values[1]), squares(names, batch, original, edited)
 
-            for batch, original, current, found in run.finish(names, look):
-                errors.add(found, held_out(batch.place))
-                yield batch, original, current
+            for batch, found in run.finish(names, look):
+                errors.add(batch[0], found)
+                yield batch
 
-        refinement = self.settings.refinement if edited else None
         if refinement is None:
             step.hand_over(judged())
             self.done.blocks.append(BlockError(step.block.name, errors.relative()))
             return
         for _ in judged():
             pass
-        step_rows = refinement.batch_rows
-        if self._length:
-            step_rows = max(1, min(step_rows, int(_STEP_POSITIONS / self._length)))
-        settings = replace(refinement, threads=threads, batch_rows=step_rows)
-        refined = refine_block(step, self.done.model, settings, budget)
+        refined = refine_block(step, self.done.model, refinement, budget)
         self.done.blocks.append(BlockError(step.block.name, errors.relative(), refined))
+        if refined.kept:
+            self._take_aside(step)
 
-
-class _Errors:
-    """Sums of squares of an output's errors, and of the output."""
-
-    def __init__(self) -> None:
-        self._sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
-
-    def add(self, found: tuple[float, float], held: bool) -> None:
-        sums = self._sums[held]
-        sums[0] += found[0]
-        sums[1] += found[1]
-
-    def relative(self) -> float:
-        """On rows held out, or on all where there are none."""
-        error, power = self._sums[True] if self._sums[True][1] else self._sums[False]
-        return error / power if power else 0.0
-
-
-def _length(array: npt.NDArray[Any]) -> int:
-    """Of a row of numbers that stand for text; 0 for everything else."""
-    return array.shape[1] if array.ndim == 2 and np.issubdtype(array.dtype, np.integer) else 0
-
-
-def _squares(
-    names: Sequence[str], batch: WalkBatch, original: Values, current: Values
-) -> tuple[float, float]:
-    error = power = 0.0
-    for name in names:
-        y, z = original[name], current[name]
-        if y.is_floating_point() and y.shape == z.shape:
-            real = _real(y, batch)
-            error += float(((y - z).double().square() * real).sum())
-            power += float((y.double().square() * real).sum())
-    return error, power
-
-
-def _real(values: Tensor, batch: WalkBatch) -> Tensor | float:
-    mask = batch.source.mask
-    found = None if mask is None else position_mask(tuple(values.shape), torch.from_numpy(mask))
-    return 1.0 if found is None else found.to(values.device)
+    def _take_aside(self, step: WalkStep) -> None:
+        """Keep what was trained where it takes no memory, once there is much of it."""
+        for value in {value for node in step.current_nodes for value in reads(node)}:
+            tensor = value.const_value
+            if tensor is not None and value.is_initializer():
+                value.const_value = self._spool.keep(tensor)

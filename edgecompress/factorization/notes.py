@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecompress.factorization.conv_costs import split_cost
-from edgecompress.factorization.engine import Factorized
 from edgecompress.factorization.parts import Layer, Split
+from edgecompress.factorization.result import Factorized
 
 __all__ = ["factorization_notes"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgecompress.data.calibration import CalibrationSet
-from edgecompress.factorization.engine import Factorized, FactorizeSettings, factorize_layers
+from edgecompress.factorization.engine import factorize_layers
 from edgecompress.factorization.layers import find_layers
+from edgecompress.factorization.result import Factorized, FactorizeSettings
 from edgecompress.graph_pass import Context
 from edgecompress.model import Model
 from edgecompress.resources import Resources

@@ -11,10 +11,11 @@ import torch
 from edgecompress.data.calibration import Batch
 from edgecompress.errors import PassError
 from edgecompress.factorization.collecting import StageMoments
-from edgecompress.factorization.engine import FactorizeSettings, compare_objectives
+from edgecompress.factorization.engine import compare_objectives
 from edgecompress.factorization.layers import find_layers
 from edgecompress.factorization.parts import Objective, held_out
 from edgecompress.factorization.refinement import RefineSettings
+from edgecompress.factorization.result import FactorizeSettings
 from edgecompress.graph_pass import Context
 from edgecompress.model import Model
 from edgecompress.walk.streams import WalkBatch
