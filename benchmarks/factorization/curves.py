@@ -14,9 +14,8 @@ __all__ = ["svg"]
 _TEXT, _GRID = "#7d8590", "#7d859055"
 _STYLES = {
     "weights alone": ("#d9822b", "4 3"),
-    "weights alone, refined": ("#d9822b", ""),
     "data-aware": ("#2f81f7", "4 3"),
-    "data-aware, refined": ("#2f81f7", ""),
+    "data-aware, ranks by loss": ("#2f81f7", ""),
     "defaults": ("#2da44e", ""),
 }
 _PANEL, _HEIGHT = 270, 190
