@@ -75,6 +75,21 @@ def test_resnet20_builds_within_size_and_accuracy(
     assert report.coverage.fused == report.coverage.claimed > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "minilm", "minilm_int8"])
+def test_factorized_models_build_within_size_and_accuracy(
+    shared: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    shared("cifar10.npz")
+    report = edgecompress.build(
+        EXAMPLES / "factorize" / f"{name}.toml", output=tmp_path / "out", use_cache=False
+    )
+    assert not isinstance(report, Plan)
+    verdicts = {verdict.name: verdict for verdict in report.budgets}
+    assert verdicts["size_ratio"].passed
+    assert verdicts["metric_drop"].passed
+
+
 def _opened(recipe: Recipe, shared: Callable[[str], Path]) -> tuple[Model, CalibrationSet]:
     shared(Path(recipe.source.model).name)
     shared("imagenet")
