@@ -24,7 +24,7 @@ __all__ = ["as_tables", "measure", "verdicts"]
 PEAK_MB = 4000.0
 # Also where the folder for the files can be chosen: they take 8 GB, activations up to 4 GB more.
 FOLDER_VARIABLE = "BENCHMARK_FOLDER"
-_LIMIT = 2_000_000_000
+_LIMIT = 1_000_000_000
 _KEEP = 0.6
 _ROWS, _TOKENS = 32, 512
 QUICK = Llama(width=256, layers=2, heads=8, kv_heads=4, mlp=512, vocabulary=500)

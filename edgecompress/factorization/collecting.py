@@ -36,7 +36,8 @@ class Collected:
 
     Attributes:
         places: Over how many.
-        gram: float64 [groups, columns, columns], of what the layer is to be applied to.
+        gram: [groups, columns, columns], of what the layer is to be applied to; float64, or float32
+            where it is so large that a copy would count.
         cross: With that: float64 [groups, rows, columns] of the wanted output, or float64 [groups,
             columns, columns] of the layer's input in the original graph (``by_input``); None where
             the wanted output is the layer's own of the same input.
@@ -67,6 +68,7 @@ class _Group:
     layers: list[Layer] = field(default_factory=list)
     moments: JointMoments = field(default_factory=JointMoments)
     outputs: JointMoments = field(default_factory=JointMoments)
+    served: int = 0
 
     @property
     def by_input(self) -> bool:
@@ -141,7 +143,9 @@ class StageMoments:
                 self._groups[key].outputs.add(outputs)
 
     def of(self, layer: Layer, *, centred: bool) -> Collected | None:
-        """The means for a layer; None where the objective needs none.
+        """The means for a layer, once; None where the objective needs none.
+
+        What no other layer of the stage will ask for is forgotten.
 
         Args:
             layer: The layer.
@@ -162,7 +166,7 @@ class StageMoments:
         rows, by_input = group.where(layer), group.by_input and not own
         outputs = group.outputs if by_input else moments
         cross = None if own else moments.cross(centred=centred)
-        return Collected(
+        found = Collected(
             places=moments.places,
             gram=moments.gram(centred=centred),
             cross=cross if cross is None or by_input else cross[:, rows],
@@ -171,6 +175,10 @@ class StageMoments:
             mean=moments.mean_b,
             mean_output=None if own else outputs.mean_a[:, rows],
         )
+        group.served += 1
+        if group.served == len(group.layers):
+            del self._groups[input_key(layer)]
+        return found
 
     def _places(self, layer: Layer, x: Tensor, batch: WalkBatch) -> Tensor | None:
         wanted = _PLACES_PER_COLUMN * layer.columns // self._rows

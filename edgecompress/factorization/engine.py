@@ -183,6 +183,7 @@ class _Work:
             sharing = self._by_weight[weight]
             split = self._solver.split(sharing, self.ranks, self.settings.objective, moments)
             self._put(sharing, split)
+        self._solver.forget()
 
     def _put(self, sharing: Sequence[Layer], split: Split | str) -> None:
         """Write the factors of one weight into the graph, or say why it stays."""

@@ -51,6 +51,10 @@ class Solver:
         self._moments: StageMoments | None = None
         self._grams: dict[tuple[object, ...], Gram] = {}
 
+    def forget(self) -> None:
+        """Free what the layers of a stage shared."""
+        self._moments, self._grams = None, {}
+
     def split(
         self,
         sharing: Sequence[Layer],

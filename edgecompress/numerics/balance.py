@@ -64,7 +64,7 @@ def balanced(
     if gram is not None:
         mean = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         share = _WEIGHT_SHARE * mean if how == "rotated" else 0.0
-        power = first @ gram.to(first) @ first.mT + share * power
+        power = (first.to(gram) @ gram).to(first) @ first.mT + share * power
     values, vectors = torch.linalg.eigh((power + power.mT) / 2)
     most = values.amax(-1, keepdim=True)
     values = torch.where(most > 0, torch.maximum(values, _FLOOR * most), torch.ones_like(values))

@@ -97,12 +97,15 @@ class JointMoments:
                 self._sums[name] = _Sum(summand)
 
     def gram(self, *, centred: bool = False) -> Tensor:
-        """Mean of ``b b^T``, float64 [groups, n, n]; ``centred`` about the mean over all places.
+        """Mean of ``b b^T``, [groups, n, n]; ``centred`` about the mean over all places.
+
+        It is float64, or float32 where that is what it was summed up in.
 
         Raises:
             ValueError: There is no batch yet.
         """
-        return self._mean(self._there("gram"), self.mean_b if centred else None)
+        sums = self._there("gram")
+        return self._mean(sums, self.mean_b if centred else None, sums.dtype)
 
     def cross(self, *, centred: bool = False) -> Tensor:
         """Mean of ``a b^T``, float64 [groups, t, n]; :meth:`gram` where ``a`` is ``b``.
@@ -144,10 +147,12 @@ class JointMoments:
             raise ValueError("there is no batch to sum up")
         return self._sums[name].value
 
-    def _mean(self, sums: Tensor, of_a: Tensor | None) -> Tensor:
-        mean = sums.to(torch.float64, copy=True).div_(max(self.places, 1))
+    def _mean(
+        self, sums: Tensor, of_a: Tensor | None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        mean = sums.to(dtype, copy=True).div_(max(self.places, 1))
         if of_a is not None:
-            mean.baddbmm_(of_a[..., None], self.mean_b[:, None], alpha=-1)
+            mean.baddbmm_(of_a[..., None].to(dtype), self.mean_b[:, None].to(dtype), alpha=-1)
         return mean
 
 
