@@ -13,7 +13,7 @@ from factorization.subjects import LEFT_OUT, prepare
 __all__ = ["KEEPS", "LEFT_OUT", "LINES", "MODELS", "as_tables", "measure", "verdicts"]
 
 MODELS = ("resnet20", "resnet56", "mobilenet_v1")
-KEEPS = (0.8, 0.7, 0.6, 0.5, 0.4)
+KEEPS = (0.8, 0.6, 0.4)
 LINES = {
     "weights alone": {"objective": "input_agnostic", "ranks": "uniform", "refine": False},
     "data-aware": {"objective": "anchored", "ranks": "uniform", "refine": False},
