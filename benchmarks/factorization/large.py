@@ -1,8 +1,8 @@
 """Llama's layout with 1.1 billion random parameters, factorized under a memory limit.
 
 All layers of all blocks in closed form, over 32 rows of 512 tokens, in a process of its own, whose
-peak resident
-set is the kernel's high-water mark; the result is saved and, in another process, run once.
+peak resident set is the kernel's high-water mark; the result is saved and, in another process, run
+once.
 """
 
 from __future__ import annotations

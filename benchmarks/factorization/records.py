@@ -224,6 +224,8 @@ def _short(name: str, found: Record) -> list[list[str]]:
         for title in titles:
             each = ablation.row(found, title, keep)
             cells.append("-" if each is None else f"{scale * each['figures'][figure]:.2f}")
+        if set(cells) == {"-"}:
+            continue  # nothing was run at this share
         reference = f"{scale * found['float']['figures'][figure]:.2f}"
         cells[-1] = f"**{cells[-1]}**"
         listed.append([found["title"], label, f"{keep:g}", reference, *cells])

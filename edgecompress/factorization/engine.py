@@ -98,7 +98,9 @@ class _Work:
     context: Context
 
     def __post_init__(self) -> None:
-        self._spool = WeightSpool(self.context.resources.scratch)
+        resources = self.context.resources
+        keep = {} if resources.memory is None else {"keep_bytes": resources.memory // 16}
+        self._spool = WeightSpool(resources.scratch, **keep)
         self._solver = Solver(
             self.model, self.settings.damping, self.settings.count, self.context.device
         )
@@ -153,8 +155,6 @@ class _Work:
             )
             for stage in stages_of(step.block.nodes, here):
                 self._stage(run, stage, rows)
-                if context.resources.memory is not None:
-                    give_back()
             self._finish(run, step, refinement if here else None, walk.budget)
 
     def _factorizable(self, step: WalkStep, layers: Sequence[Layer]) -> list[Layer]:
@@ -179,11 +179,17 @@ class _Work:
         moments = StageMoments(layers, self.settings.objective, rows, self.context.seed)
         for found in run.stage(layers, moments.look):
             moments.add(found)
+        self._tidy()
         for weight in dict.fromkeys(layer.weight for layer in layers):
             sharing = self._by_weight[weight]
             split = self._solver.split(sharing, self.ranks, self.settings.objective, moments)
             self._put(sharing, split)
         self._solver.forget()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.context.resources.memory is not None:
+            give_back()
 
     def _put(self, sharing: Sequence[Layer], split: Split | str) -> None:
         """Write the factors of one weight into the graph, or say why it stays."""
