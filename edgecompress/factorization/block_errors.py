@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgecompress.data.token_mask import position_mask
+from edgecompress.data.token_mask import real_values
 from edgecompress.factorization.parts import held_out
 from edgecompress.factorization.stages import Values
 from edgecompress.walk.streams import WalkBatch
@@ -41,13 +41,12 @@ def squares(
     for name in names:
         y, z = original[name], current[name]
         if y.is_floating_point() and y.shape == z.shape:
-            real = _real(y, batch)
-            error += float(((y - z).double().square() * real).sum())
-            power += float((y.double().square() * real).sum())
+            error += _energy((y - z).double(), batch)
+            power += _energy(y.double(), batch)
     return error, power
 
 
-def _real(values: Tensor, batch: WalkBatch) -> Tensor | float:
+def _energy(values: Tensor, batch: WalkBatch) -> float:
     mask = batch.source.mask
-    found = None if mask is None else position_mask(tuple(values.shape), torch.from_numpy(mask))
-    return 1.0 if found is None else found.to(values.device)
+    real = values if mask is None else real_values(values, torch.from_numpy(mask))
+    return float(real.square().sum())

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgecompress.factorization.parts import Layer, Objective, held_out
+from edgecompress.factorization.places import draw
 from edgecompress.factorization.reading import not_finite, only_padding
 from edgecompress.numerics.joint_moments import JointMoments, Products, joint_products
 from edgecompress.walk.streams import WalkBatch
 
 __all__ = ["Collected", "StageMoments", "input_key"]
-
-# Places that are looked at: for each column of a weight, and of each row at least. Neighbours in an
-# image tell nearly the same, but factors are fitted to more numbers than integers are.
-_PLACES_PER_COLUMN = 64
-_LEAST_PLACES_PER_ROW = 64
 
 Key = tuple[object, ...]
 Sums = Mapping[Key, tuple[Products, Products | None]]
@@ -181,8 +176,7 @@ class StageMoments:
         return found
 
     def _places(self, layer: Layer, x: Tensor, batch: WalkBatch) -> Tensor | None:
-        wanted = _PLACES_PER_COLUMN * layer.columns // self._rows
-        most = max(_LEAST_PLACES_PER_ROW, wanted) * batch.source.rows
-        seeds = np.random.SeedSequence([self._seed, batch.place])
-        generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
+        most, generator = draw(
+            layer, batch.source.rows, of_rows=self._rows, seed=self._seed, number=batch.place
+        )
         return layer.form.places(x, batch.source.mask, most, generator)[0]

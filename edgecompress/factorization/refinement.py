@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from edgecompress.errors import UnsupportedOperatorError
 from edgecompress.factorization.parts import held_out
-from edgecompress.factorization.refinement_rows import RefinementRows, alone
+from edgecompress.factorization.refinement_rows import RefinementRows
 from edgecompress.model import Model
-from edgecompress.numerics.one_thread import one_thread
+from edgecompress.numerics.one_thread import alone, one_thread
 from edgecompress.numerics.training import RateSchedule, Training
 from edgecompress.parallel.threads import in_order
 from edgecompress.torchgraph import TorchGraph, to_torch

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from edgecompress.data.token_mask import position_mask
 from edgecompress.errors import PassError
+from edgecompress.numerics.one_thread import alone
 from edgecompress.parallel.threads import in_order
 from edgecompress.walk.scratch import Budget, Store
 from edgecompress.walk.step import WalkStep
 from edgecompress.walk.streams import WalkBatch
 
-__all__ = ["RefinementRows", "alone"]
+__all__ = ["RefinementRows"]
 
 
 class _Power(NamedTuple):
@@ -125,11 +126,6 @@ class RefinementRows:
             real = position_mask(tuple(values.shape), mask.to(values.device))
             values = values if real is None else torch.where(real, values, 0)
         return values.square().sum()
-
-
-def alone() -> None:
-    """What each thread starts with: sums depend on how many threads share them."""
-    torch.set_num_threads(1)
 
 
 def _wide(values: Tensor) -> Tensor:

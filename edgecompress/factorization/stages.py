@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from edgecompress.factorization.parts import Layer
 from edgecompress.model import Model
+from edgecompress.numerics.one_thread import alone
 from edgecompress.parallel.threads import in_order
 from edgecompress.torchgraph import TorchGraph, to_torch
 from edgecompress.walk.blocks import slice_between
@@ -165,7 +165,6 @@ class BlockRun:
                 return values, values_edited, look(batch, values, values_edited)
 
         batches = self._step.feeds(self._names, self._names)
-        alone = partial(torch.set_num_threads, 1)
         for batch, found in in_order(through, batches, self._threads, alone):
             for stores, values in ((made, found[0]), (made_edited, found[1])):
                 for name, store in stores.items():

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from edgecompress.factorization.collecting import input_key
 from edgecompress.factorization.layers import sharing
 from edgecompress.factorization.loss_changes import Components, loss_changes, output_places
 from edgecompress.factorization.parts import Layer, Spectrum, held_out
+from edgecompress.factorization.places import draw
 from edgecompress.factorization.reading import not_finite, only_padding, own_bias, read_weight
 from edgecompress.graph_pass import Context
 from edgecompress.model import Model
@@ -36,9 +36,6 @@ __all__ = ["survey"]
 
 _BATCH_ROWS = 8
 _LEAST_BATCHES = 8
-# Places that are looked at: for each column of a weight, and of each row at least.
-_PLACES_PER_COLUMN = 64
-_LEAST_PLACES_PER_ROW = 64
 # Part of the memory that the directions of the components may take.
 _KEPT_SHARE = 4
 _NO_ENERGY = 1e-12
@@ -205,10 +202,9 @@ class _BlockSums:
         for moments in self._moments.values():
             layer = moments.layer
             if name == (layer.output if moments.of_output else layer.input):
-                wanted = _PLACES_PER_COLUMN * layer.columns // self._rows
-                most = max(_LEAST_PLACES_PER_ROW, wanted) * batch.rows
-                seeds = np.random.SeedSequence([self._seed, batch.number])
-                generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
+                most, generator = draw(
+                    layer, batch.rows, of_rows=self._rows, seed=self._seed, number=batch.number
+                )
                 moments.add(batch, value, most, generator)
         if name in self._ends:
             self._compare(batch, name, value)

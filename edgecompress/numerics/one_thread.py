@@ -8,10 +8,15 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["one_thread"]
+__all__ = ["alone", "one_thread"]
 
 # The number of threads is the process's, and a worker of a cluster may run several shards at once.
 _one_at_a_time = threading.RLock()
+
+
+def alone() -> None:
+    """What each thread of a pool starts with: sums depend on how many threads share them."""
+    torch.set_num_threads(1)
 
 
 @contextlib.contextmanager

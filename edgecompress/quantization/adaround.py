@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from edgecompress.numerics.adaround import Schedule, SoftRounding, indecision
+from edgecompress.numerics.one_thread import alone
 from edgecompress.parallel.threads import in_order
 from edgecompress.quantization.candidate import Candidate, User, finite
-from edgecompress.quantization.layer_inputs import alone
 from edgecompress.quantization.rounded_layer import LayerRounding, RoundingRun
 from edgecompress.walk.step import WalkStep
 from edgecompress.walk.streams import WalkBatch

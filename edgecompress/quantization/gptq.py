@@ -14,9 +14,10 @@ from torch import Tensor
 
 from edgecompress.numerics.moments import SecondMoments
 from edgecompress.numerics.obs import obs_round
+from edgecompress.numerics.one_thread import alone
 from edgecompress.parallel.threads import in_order
 from edgecompress.quantization.candidate import Candidate
-from edgecompress.quantization.layer_inputs import alone, input_key, input_moments
+from edgecompress.quantization.layer_inputs import input_key, input_moments
 from edgecompress.quantization.rounded_layer import LayerRounding, RoundingRun
 from edgecompress.walk.step import WalkStep
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from edgecompress.numerics.moments import SecondMoments, products
+from edgecompress.numerics.one_thread import alone
 from edgecompress.parallel.threads import in_order
 from edgecompress.quantization.candidate import Candidate, User, finite
 from edgecompress.quantization.rounded_layer import RoundingRun
 from edgecompress.walk.step import WalkStep
 from edgecompress.walk.streams import WalkBatch
 
-__all__ = ["alone", "input_key", "input_means", "input_moments"]
+__all__ = ["input_key", "input_means", "input_moments"]
 
 # Places that are looked at: for each column of a weight, and of each row at least and at most.
 # Neighbours in an image tell nearly the same.
@@ -62,11 +63,6 @@ def input_means(
             sums[key] = summand.double() + sums.get(key, 0)
             counts[key] = counts.get(key, 0) + places
     return {key: (total / max(counts[key], 1)).float() for key, total in sums.items()}
-
-
-def alone() -> None:
-    """What each thread starts with: sums depend on how many threads share them."""
-    torch.set_num_threads(1)
 
 
 def _batches(

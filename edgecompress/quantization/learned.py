@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from edgecompress.numerics.adaround import Schedule, SoftRounding, indecision
+from edgecompress.numerics.one_thread import alone
 from edgecompress.parallel.threads import in_order
 from edgecompress.quantization.candidate import Candidate, finite
-from edgecompress.quantization.layer_inputs import alone, input_key, input_means
+from edgecompress.quantization.layer_inputs import input_key, input_means
 from edgecompress.quantization.rounded_layer import LayerRounding, RoundingRun
 from edgecompress.torchgraph import TorchGraph, to_torch
 from edgecompress.walk.step import WalkStep
