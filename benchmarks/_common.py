@@ -158,7 +158,7 @@ def environment() -> dict[str, Any]:
     """The machine and the versions that the figures were taken with."""
     import torch
 
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
 
     machine = host()
     vector = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -177,7 +177,7 @@ def environment() -> dict[str, Any]:
 
 def has_vnni() -> bool:
     """Whether this processor multiplies bytes with 32-bit sums."""
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
 
     return bool({"avx512_vnni", "avx_vnni"} & host().isa)
 

@@ -238,7 +238,7 @@ class _InMemory(InMemory):
 
 def _prepared(recipe: Recipe) -> tuple[Model, Quantize, Constraints, Any]:
     """The model after ``cleanup``, the pass ``quantize``, the target's demands, and the data."""
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, run_pass
 

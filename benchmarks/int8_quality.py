@@ -318,7 +318,7 @@ def quantize_by_onnxruntime(source: str, arrays: dict[str, str], method: str, ou
 
 def run_passes(recipe: dict[str, Any], output: str) -> None:
     """In a fresh process: the recipe's passes, without judging or measuring anything."""
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, run_pass
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress import target
-from edgecompress.devices.host import host
 from edgecompress.graph_pass import pass_class
+from edgecompress.measure import reachable
 from edgecompress.recipe_schema import pass_schema
 from edgecompress.target import TargetProfile
 
@@ -73,5 +73,5 @@ def describe_target(name: str) -> TargetDescription:
         TargetError: There is no target of that name.
     """
     profile = target.load(target.host_target() if name == "host" else name)
-    measurable, reason = profile.reachable(host())
+    measurable, reason = reachable(profile)
     return TargetDescription(profile, measurable, reason)

@@ -150,7 +150,7 @@ def _onnxruntime() -> Iterator[Check]:
 
 
 def _processor() -> Check:
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
 
     facts = host()
     if facts.arch == "x86_64":
@@ -165,7 +165,7 @@ def _processor() -> Check:
 
 def _targets() -> Iterator[Check]:
     from edgecompress import members, target
-    from edgecompress.devices.host import host
+    from edgecompress.measure import reachable
 
     runtimes = members.names("edgecompress.runtimes")
     yield Check(
@@ -175,7 +175,7 @@ def _targets() -> Iterator[Check]:
         cure=None if runtimes else _REINSTALL,
     )
     profiles = [target.load(name) for name in target.names()]
-    here = [profile.name for profile in profiles if profile.reachable(host())[0]]
+    here = [profile.name for profile in profiles if reachable(profile)[0]]
     yield Check(
         name="targets measurable here",
         status="ok" if here else "problem",

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.constraints import Constraints
 from edgecompress.data.calibration import CalibrationSet
-from edgecompress.devices.host import host
+from edgecompress.machine.host import host
 from edgecompress.errors import DataError, MeasurementError, ModelError, TargetError, nearest
 from edgecompress.files import ScratchFolder
 from edgecompress.graph_pass import Timer
-from edgecompress.measure import Measurement, measure, random_feeds
+from edgecompress.measure import Measurement, measure, random_feeds, reachable
 from edgecompress.metrics import Metric, Predict
 from edgecompress.model import Model, Signature, TensorSpec
 from edgecompress.progress import Progress, silent
@@ -139,12 +139,15 @@ class Evaluator:
         data: Rows, or None.
         metric: Needs ``data``; None where nothing is to be judged by it.
         progress: Told how far the work is.
+        device: Address of the device to measure on; None for the target's own.
     """
 
     profile: TargetProfile
     data: CalibrationSet | None = None
     metric: Metric | None = None
     progress: Progress = silent
+    device: str | None = None
+    _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _folder: ScratchFolder = field(default_factory=ScratchFolder)
 
     def __enter__(self) -> Evaluator:
@@ -176,7 +179,7 @@ class Evaluator:
     @cached_property
     def reachable(self) -> tuple[bool, str]:
         """Whether the target can be measured from here, and if not, why."""
-        return self.profile.reachable(host())
+        return reachable(self.profile, self.device)
 
     @property
     def timer(self) -> Timer | None:
@@ -190,7 +193,7 @@ class Evaluator:
             TargetError: Names every operator that is not supported.
             DataError: There are no rows, and none can be made up.
         """
-        refused = self.runtime.unsupported(model)
+        refused = self.runtime.unsupported(model, self.profile)
         if refused:
             first = "; ".join(f"{f'{u.op} {u.node}'.strip()}: {u.reason}" for u in refused[:5])
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
@@ -206,16 +209,20 @@ class Evaluator:
                 cure = "name rows to run it on: a [data] table in the recipe, or --data"
                 raise DataError(error.what, where=error.where, cure=cure) from error
 
-    def file(self, model: Model) -> Path:
-        """The model as the file that the runtime loads, in a temporary folder."""
-        place = self._folder.path / model.digest[:32]
-        if not (place / "model.onnx").is_file():
-            return self.runtime.prepare(model, place).path
-        return place / "model.onnx"
+    def artifact(self, model: Model) -> Artifact:
+        """The model as the files that the runtime loads, in a temporary folder."""
+        key = model.digest[:32]
+        if key not in self._artifacts:
+            self._artifacts[key] = self.runtime.prepare(
+                model, self._folder.path / key, self.profile
+            )
+        return self._artifacts[key]
 
     def forget(self, model: Model) -> None:
-        """Remove the model's temporary file; it is written again where it is needed again."""
-        shutil.rmtree(self._folder.path / model.digest[:32], ignore_errors=True)
+        """Remove the model's temporary files; they are made again where they are needed again."""
+        key = model.digest[:32]
+        self._artifacts.pop(key, None)
+        shutil.rmtree(self._folder.path / key, ignore_errors=True)
 
     def predict(self, model: Model) -> Predict:
         """A function from feeds to outputs that runs the model on the target's runtime.
@@ -225,11 +232,12 @@ class Evaluator:
         cores = {"threads": host().physical_cores or host().logical_cores}
         settings = self.profile.measurement.model_copy(update=cores)
         profile = self.profile.model_copy(update={"measurement": settings})
-        with _named([model], [file := self.file(model)]):
-            run = self.runtime.session(Artifact((file,)), profile).run
+        artifact = self.artifact(model)
+        with _named([model], [artifact.path]):
+            run = self.runtime.session(artifact, profile).run
 
         def outputs(feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-            with _named([model], [file]):
+            with _named([model], [artifact.path]):
                 return run(feeds)
 
         return outputs
@@ -306,12 +314,17 @@ class Evaluator:
         Raises:
             MeasurementError: A model could not be run.
         """
-        artifacts = {label: self.file(model) for label, model in models.items()}
+        artifacts = {label: self.artifact(model) for label, model in models.items()}
         if feeds is None:
             feeds = self.feeds(next(iter(models.values()))) if self.reachable[0] else {}
-        with _named(models.values(), artifacts.values()):
+        with _named(models.values(), (each.path for each in artifacts.values())):
             return measure(
-                artifacts, self.profile, feeds, reference=reference, progress=self.progress
+                artifacts,
+                self.profile,
+                feeds,
+                device=self.device,
+                reference=reference,
+                progress=self.progress,
             )
 
     def coverage(self, model: Model, claimed: Sequence[str]) -> Coverage | None:
@@ -319,6 +332,8 @@ class Evaluator:
         if not claimed:
             return None
         found = self.runtime.coverage(model, claimed, self.profile)
+        if found is None:
+            return None
         return Coverage(
             claimed=found.claimed,
             fused=found.fused,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgecompress.model import Signature, TensorSpec
+    from edgecompress.runtimes import Artifact
+    from edgecompress.runtimes._client import Peer
     from edgecompress.runtimes._profile import OperatorRow
     from edgecompress.runtimes._trials import Trial
     from edgecompress.target import TargetProfile
@@ -37,6 +39,7 @@ __all__ = [
     "OperatorTime",
     "Conditions",
     "measure",
+    "reachable",
     "random_feeds",
 ]
 
@@ -138,10 +141,11 @@ class Measurement(_Record):
 
 
 def measure(
-    artifacts: Mapping[str, Path],
+    artifacts: Mapping[str, Artifact | Path],
     profile: TargetProfile,
     feeds: Arrays,
     *,
+    device: str | None = None,
     reference: str | None = None,
     operators: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
@@ -149,9 +153,10 @@ def measure(
     """Measure model files on a target, against one another.
 
     Args:
-        artifacts: Model files by name.
+        artifacts: Files that the target's runtime loads, by name; a path is an ONNX file.
         profile: The target; how long and how often is in its ``measurement`` table.
         feeds: One batch of inputs, given to all of them.
+        device: Address of the device; default: the target's own.
         reference: Name of the file that the others' ratios are to.
         operators: Also take the time of each operator, in another process.
         progress: Called with a label, the blocks done, and the blocks in all.
@@ -163,30 +168,35 @@ def measure(
     Raises:
         MeasurementError: A file is missing, cannot be loaded or run, or its worker died or hung.
     """
-    from edgecompress.devices.host import host
-    from edgecompress.devices.noise import NoiseMeter
-    from edgecompress.runtimes._onnx_file import size_bytes
-    from edgecompress.runtimes._trials import operator_times, run_in_turn, write_feeds
+    from edgecompress.devices import connect
+    from edgecompress.machine.noise import NoiseMeter
+    from edgecompress.runtimes._onnx_file import artifact_of
+    from edgecompress.runtimes._trials import operator_times, run_in_turn
 
     if reference is not None and reference not in artifacts:
         raise MeasurementError(
             f"unknown reference {reference!r}; {nearest(reference, artifacts)}", where="measure"
         )
-    sizes = {name: size_bytes(path) for name, path in artifacts.items()}
-    reachable, reason = profile.reachable(host())
-    if not reachable:
+    files = {name: artifact_of(each) for name, each in artifacts.items()}
+    can, reason = reachable(profile, device)
+    if not can:
         return {
-            name: Measurement(basis="unknown", reason=reason, size_bytes=size)
-            for name, size in sizes.items()
+            name: Measurement(basis="unknown", reason=reason, size_bytes=artifact.size_bytes)
+            for name, artifact in files.items()
         }
-    with ScratchFolder() as folder:
-        inputs = write_feeds(feeds, folder)
+    with ScratchFolder() as folder, connect(_address(profile, device)) as place:
+
+        def start(artifact: Artifact, trace: Path | None) -> Peer:
+            return place.start(artifact, profile, feeds, where=str(artifact.path), trace=trace)
+
         noise_meter = NoiseMeter()
-        trials = run_in_turn(artifacts, profile, inputs, progress)
+        trials = run_in_turn(files, start, profile.measurement, progress)
         noise = noise_meter.found(sum(trial.memory["cpu_s"] for trial in trials.values()))
         rows = {
-            name: operator_times(path, profile, inputs, trials[name].run_ms, folder)
-            for name, path in artifacts.items()
+            name: operator_times(
+                artifact, start, profile.measurement, trials[name].run_ms, folder
+            )
+            for name, artifact in files.items()
             if operators
         }
     base = None if reference is None else trials[reference]
@@ -200,12 +210,44 @@ def measure(
             first_run_ms=trial.first_run_ms,
             peak_memory_mb=trial.memory["peak_mb"],
             memory_over_runner_mb=_difference(trial.memory["peak_mb"], trial.loaded["runner_mb"]),
-            size_bytes=sizes[name],
+            size_bytes=files[name].size_bytes,
             operators=_operators(rows.get(name, [])),
             conditions=_conditions(profile, feeds, trial, noise),
         )
         for name, trial in trials.items()
     }
+
+
+def _address(profile: TargetProfile, device: str | None) -> str:
+    return device or profile.device.address or "local"
+
+
+def reachable(profile: TargetProfile, device: str | None = None) -> tuple[bool, str]:
+    """Whether models can be measured on a target from here; if not, why.
+
+    Args:
+        profile: The target.
+        device: Address of the device; default: the target's own.
+
+    Raises:
+        TargetError: The address is malformed.
+    """
+    from edgecompress.devices import connect
+    from edgecompress.machine.host import host
+    from edgecompress.runtimes import runtime_class
+
+    address = _address(profile, device)
+    place = connect(address)
+    if place.scheme != "local":
+        if not place.timed:
+            return False, f"{address} is an emulation: outputs can be taken there, times cannot"
+        return True, address
+    if profile.device.kind == "none" and device is None:
+        return False, f"{profile.name} is a device that cannot be reached from this machine"
+    arch = host().arch
+    if profile.device.arch not in ("any", arch):
+        return False, f"{profile.name} needs an {profile.device.arch} machine, this is {arch}"
+    return runtime_class(profile.runtime)().present(profile)
 
 
 def _latency(trial: Trial) -> Latency:
@@ -249,7 +291,7 @@ def _operators(rows: Sequence[OperatorRow]) -> tuple[OperatorTime, ...]:
 def _conditions(
     profile: TargetProfile, feeds: Arrays, trial: Trial, noise: Sequence[str]
 ) -> Conditions:
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
 
     return Conditions(
         cpu=host().cpu,

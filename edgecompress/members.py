@@ -26,7 +26,13 @@ def names(package: str) -> list[str]:
     return sorted(own | {point.name for point in entry_points(group=package)})
 
 
-def load(package: str, name: str, base: type[T], refuse: Callable[[str], InputError]) -> type[T]:
+def load(
+    package: str,
+    name: str,
+    base: type[T],
+    refuse: Callable[[str], InputError],
+    attribute: str = "name",
+) -> type[T]:
     """The class of member ``name``: the subclass of ``base`` whose ``name`` is that name.
 
     Args:
@@ -34,6 +40,7 @@ def load(package: str, name: str, base: type[T], refuse: Callable[[str], InputEr
         name: Name of the file without ``.py``, or of the entry point.
         base: Class that members derive from.
         refuse: Makes the error for an unknown or broken member from its message.
+        attribute: What classes of this family call their name.
     """
     known = names(package)
     if name not in known:
@@ -50,7 +57,7 @@ def load(package: str, name: str, base: type[T], refuse: Callable[[str], InputEr
             isinstance(candidate, type)
             and issubclass(candidate, base)
             and candidate is not base
-            and getattr(candidate, "name", None) == name
+            and getattr(candidate, attribute, None) == name
         ):
             return candidate
-    raise refuse(f"{module_name} defines no {base.__name__} with name = {name!r}")
+    raise refuse(f"{module_name} defines no {base.__name__} with {attribute} = {name!r}")

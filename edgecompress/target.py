@@ -79,10 +79,13 @@ class Device(_Table):
         kind: ``host`` is this machine; ``none`` is a device that cannot be reached from here, so
             nothing can be measured on it.
         arch: Processor architecture; ``any`` where the profile does not depend on it.
+        address: Where it is reached, such as ``ssh://pi@kitchen`` (see :mod:`edgecompress.devices`);
+            None for this machine.
     """
 
     kind: Literal["host", "none"]
     arch: Literal["x86_64", "aarch64", "any"] = "any"
+    address: str | None = None
 
 
 class MeasurementSettings(_Table):
@@ -205,6 +208,7 @@ class TargetProfile(_Table):
         description: One sentence for people who choose a target.
         runtime: Name of a member of ``edgecompress.runtimes``.
         provider: The runtime's name for the hardware back end.
+        options: What else the runtime is told, in its own words.
         device: What the model runs on.
         measurement: How latency is measured.
         int8: Integer formats, or None where the runtime has no integer kernels for Q/DQ graphs.
@@ -227,6 +231,7 @@ class TargetProfile(_Table):
     description: str
     runtime: str
     provider: str
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     device: Device
     measurement: MeasurementSettings = MeasurementSettings()
     int8: Int8Support | None = None
@@ -282,27 +287,6 @@ class TargetProfile(_Table):
         if self.half is None:
             return None
         return HalfFormat(self.half.dtype, self.half.native, frozenset(self.half.float32_ops))
-
-    def reachable(self, host: Host) -> tuple[bool, str]:
-        """Whether this process can measure on the target, and if not, why."""
-        if self.device.kind == "none":
-            return False, f"{self.name} is a device that cannot be reached from this machine"
-        if self.device.arch not in ("any", host.arch):
-            return False, f"{self.name} needs an {self.device.arch} machine, this is {host.arch}"
-        if self.runtime == "onnxruntime":
-            return self._provider_present()
-        return True, "this machine"
-
-    def _provider_present(self) -> tuple[bool, str]:
-        import onnxruntime
-
-        available = onnxruntime.get_available_providers()
-        if self.provider in available:
-            return True, "this machine"
-        return False, (
-            f"the installed onnxruntime {onnxruntime.__version__} has no {self.provider}; "
-            f"it has {', '.join(available)}"
-        )
 
 
 def machine_arch() -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecompress.devices.host import host
+from edgecompress.machine.host import host
 from edgecompress.evaluation import Evaluator, MetricFigure
 from edgecompress.graph_pass import Applied, Context, Pass, run_pass
 from edgecompress.measure import Measurement

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgecompress import target
 from edgecompress.constraints import Constraints
 from edgecompress.data.calibration import CalibrationSet, DataSpec
-from edgecompress.devices.host import host
+from edgecompress.machine.host import host
 from edgecompress.model import Model
 
 # All layers on integers, also those that are faster in float.

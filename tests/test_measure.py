@@ -17,8 +17,9 @@ from edgecompress import target
 from edgecompress.errors import DataError, MeasurementError
 from edgecompress.measure import Measurement, measure, random_feeds
 from edgecompress.model import Signature, TensorSpec
+from edgecompress.runtimes import runtime_class
 from edgecompress.runtimes._client import WorkerProcess
-from edgecompress.runtimes._onnx_file import SourceGraph, SourceNode, named_copy, size_bytes
+from edgecompress.runtimes._onnx_file import SourceGraph, SourceNode, artifact_of, named_copy
 from edgecompress.runtimes._profile import operator_rows
 from edgecompress.target import MeasurementSettings, TargetProfile
 from tests.models import small_cnn
@@ -57,15 +58,10 @@ def worker(model: Path, timeout_seconds: float = 60) -> WorkerProcess:
 
 def load(process: WorkerProcess, model: Path, folder: Path) -> dict[str, Any]:
     np.savez(folder / "feeds.npz", FEEDS["x"])
-    return process.ask(
-        "load",
-        model=str(model),
-        feeds=str(folder / "feeds.npz"),
-        names=["x"],
-        provider="CPUExecutionProvider",
-        threads=1,
-        profile=None,
-    )
+    options = {"provider": "CPUExecutionProvider", "threads": 1}
+    inputs = {"feeds": str(folder / "feeds.npz"), "names": ["x"]}
+    process.load(runtime_class("onnxruntime").engine, model, inputs, options)
+    return process.loaded
 
 
 def test_a_file_against_itself_is_about_as_fast(itself: dict[str, Measurement]) -> None:
@@ -258,7 +254,7 @@ def test_kernels_with_blocked_layout_are_named_by_values(tmp_path: Path) -> None
 def test_external_data_count_as_size(tmp_path: Path) -> None:
     files = small_cnn().save(tmp_path / "cnn.onnx", external_data=True)
     assert len(files) == 2
-    assert size_bytes(files[0]) == sum(file.stat().st_size for file in files)
+    assert artifact_of(files[0]).size_bytes == sum(file.stat().st_size for file in files)
     assert named_copy(files[0], tmp_path / "elsewhere")[0] == files[0]
 
 

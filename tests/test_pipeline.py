@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from edgecompress import delivery, pipeline, step_cache, target, workbench
 from edgecompress.cli import console as cli_console
 from edgecompress.cli import main
-from edgecompress.devices.host import host
+from edgecompress.machine.host import host
 from edgecompress.errors import DataError, MeasurementError, PassError, RecipeError
 from edgecompress.graph_pass import Applied
 from edgecompress.model import Model

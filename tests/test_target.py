@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from edgecompress import target
-from edgecompress.devices.host import host
+from edgecompress.machine.host import host
+from edgecompress.measure import reachable
 from edgecompress.errors import TargetError
 from edgecompress.target import Host
 
@@ -195,7 +196,7 @@ def test_a_profile_that_says_nothing_takes_none_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arch", "reachable", "said"),
+    ("name", "arch", "found", "said"),
     [
         ("cpu-x86-64", "x86_64", True, "this machine"),
         ("cpu-x86-64", "aarch64", False, "needs an x86_64 machine, this is aarch64"),
@@ -206,15 +207,18 @@ def test_a_profile_that_says_nothing_takes_none_of_them(tmp_path: Path) -> None:
         ("web-wasm", "x86_64", False, "cannot be reached"),
     ],
 )
-def test_what_can_be_measured_where(name: str, arch: str, reachable: bool, said: str) -> None:
-    found, reason = target.load(name).reachable(machine(arch))
-    assert found is reachable
+def test_what_can_be_measured_where(
+    name: str, arch: str, found: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecompress.machine.host.host", lambda: machine(arch))
+    really, reason = reachable(target.load(name))
+    assert really is found
     assert said in reason
 
 
 def test_a_provider_that_is_not_installed_is_named(tmp_path: Path) -> None:
     file = write(tmp_path, MINIMAL.replace("CPUExecutionProvider", "NoSuchProvider"))
-    found, reason = target.load(file).reachable(host())
+    found, reason = reachable(target.load(file))
     assert not found
     assert "has no NoSuchProvider" in reason
     assert "CPUExecutionProvider" in reason
@@ -224,4 +228,4 @@ def test_the_host_has_a_profile_and_can_be_measured() -> None:
     facts = host()
     assert facts.cpu
     assert facts.ram_bytes > 0
-    assert target.load(target.host_target()).reachable(facts) == (True, "this machine")
+    assert reachable(target.load(target.host_target())) == (True, "this machine")

@@ -208,7 +208,7 @@ def compress(
     import torch
 
     from edgecompress.constraints import Constraints
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
     from edgecompress.errors import EdgeCompressError
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, make_pass, run_pass

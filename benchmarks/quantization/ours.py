@@ -137,7 +137,7 @@ def compress(recipe: dict[str, Any], output: str) -> dict[str, Any]:
 
 def _run_passes(recipe: dict[str, Any], output: str) -> None:
     from edgecompress.data.calibration import CalibrationSet
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, run_pass
     from edgecompress.model import Model

@@ -53,7 +53,7 @@ def profile(
 
     loaded = load(model).model
     with Evaluator(load_target(target, threads=threads), progress=progress) as evaluator:
-        refused = evaluator.runtime.unsupported(loaded)
+        refused = evaluator.runtime.unsupported(loaded, evaluator.profile)
         if not refused:
             feeds = evaluator.feeds(loaded, batch, shapes)
         measurement = (

@@ -142,7 +142,7 @@ def sensitivity(
         PassError: The target takes none of the formats, or the model is quantized already.
     """
     from edgecompress import files
-    from edgecompress.devices.host import host
+    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context
     from edgecompress.quantization.mixed import (

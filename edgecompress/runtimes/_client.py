@@ -1,4 +1,4 @@
-"""The side of the worker that asks: starts it, waits with a limit, and always ends it."""
+"""The side of a worker that asks: starts it, waits with a limit, and always ends it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,87 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edgecompress.errors import MeasurementError
+from edgecompress.runtimes import python_of
 
-__all__ = ["WorkerProcess"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-_COMMAND = (sys.executable, "-P", "-m", "edgecompress.runtimes._worker")
+__all__ = ["Peer", "WorkerProcess", "PipePeer", "offline"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 _TAIL_LINES = 5
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """The worker's environment: no telemetry, no thread pools besides onnxruntime's."""
+class Peer(ABC):
+    """Whatever runs one model somewhere and answers requests; used in a ``with`` block.
+
+    Requests are those of :class:`edgecompress.runtimes._worker.Worker`; a peer on a device answers
+    ``run``, ``memory`` and ``end_profiling`` in the same words.
+
+    Attributes:
+        where: The model, as errors name it.
+        loaded: What was answered when the model was loaded: ``load_ms``, ``runner_mb``,
+            ``version``, ``providers``, ``cpus``.
+    """
+
+    where: str
+    loaded: dict[str, Any]
+
+    @abstractmethod
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for the answer.
+
+        Raises:
+            MeasurementError: The peer failed, died, or did not answer in time.
+        """
+
+    @abstractmethod
+    def outputs(self) -> dict[str, npt.NDArray[Any]]:
+        """Run once on the inputs that it was given, and fetch the outputs.
+
+        Raises:
+            MeasurementError: As for :meth:`ask`.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+@cache
+def offline() -> tuple[str, ...]:
+    """A command prefix that takes the network away, or nothing where the system forbids that."""
+    unshare = shutil.which("unshare")
+    for prefix in ((unshare, "-n"), (unshare, "-r", "-n")) if unshare else ():
+        done = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+        if done.returncode == 0:
+            return tuple(map(str, prefix))
+    return ()
+
+
+def _environment(threads: int, package: Path) -> dict[str, str]:
+    """The worker's environment: no telemetry, no thread pools besides the runtime's."""
     path = os.environ.get("PYTHONPATH")
     return {
         **os.environ,
@@ -33,29 +94,41 @@ def _environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(_PACKAGE_PARENT), *([path] if path else [])]),
+        "PYTHONPATH": os.pathsep.join([str(package), *([path] if path else [])]),
     }
 
 
-class WorkerProcess:
-    """A worker process for one model; use it in a ``with`` block, which ends it in any case.
+class PipePeer(Peer):
+    """A peer at the other end of a process's pipes: a JSON object per line, and one back.
 
     Args:
+        command: What to start.
         where: The model, as errors name it.
-        threads: Threads inside an operator.
+        who: What runs it, as errors name it, e.g. ``onnxruntime``.
         timeout_seconds: Longest wait for one answer.
+        environment: Of the process; None for this one's.
     """
 
-    def __init__(self, where: str, *, threads: int, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        where: str,
+        who: str,
+        timeout_seconds: float,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.where = where
+        self.who = who
+        self.loaded = {}
         self.timeout_seconds = timeout_seconds
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self.process = subprocess.Popen(
-            _COMMAND,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_environment(threads),
+            env=environment,
             text=True,
             encoding="utf-8",
         )
@@ -71,11 +144,7 @@ class WorkerProcess:
         self._answers.put(None)
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and wait for the answer.
-
-        Raises:
-            MeasurementError: The worker failed, died, or did not answer in time.
-        """
+        """See :meth:`Peer.ask`."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
@@ -94,7 +163,7 @@ class WorkerProcess:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise MeasurementError(
-                f"onnxruntime could not {do} it: {_short(answer['error'])}",
+                f"{self.who} could not {do} it: {_short(answer['error'])}",
                 where=self.where,
                 cure="check that the file is whole and that the inputs fit it",
             )
@@ -118,9 +187,6 @@ class WorkerProcess:
         lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-_TAIL_LINES:])
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -135,6 +201,70 @@ class WorkerProcess:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._stderr.close()
+
+
+class WorkerProcess(PipePeer):
+    """A worker process of this machine for one model.
+
+    It sees no network where the system lets us take it away. Its Python environment is this one, or
+    that of :func:`edgecompress.runtimes.python_of`.
+
+    Args:
+        where: The model, as errors name it.
+        runtime: Name of the runtime.
+        threads: Threads inside an operator.
+        timeout_seconds: Longest wait for one answer.
+    """
+
+    def __init__(
+        self, where: str, *, threads: int, timeout_seconds: float, runtime: str = "onnxruntime"
+    ) -> None:
+        # A folder with nothing but this package in it: the other packages beside it are of this
+        # environment, and must not hide those of another one.
+        self._folder = tempfile.TemporaryDirectory()
+        alone = Path(self._folder.name)
+        (alone / "edgecompress").symlink_to(_PACKAGE, target_is_directory=True)
+        python = python_of(runtime) or sys.executable
+        super().__init__(
+            [*offline(), python, "-P", "-m", "edgecompress.runtimes._worker"],
+            where=where,
+            who=runtime,
+            timeout_seconds=timeout_seconds,
+            environment=_environment(threads, alone),
+        )
+
+    def load(
+        self, engine: str, model: Path, inputs: dict[str, Any], options: dict[str, Any]
+    ) -> None:
+        """Load a model and its inputs.
+
+        Args:
+            engine: ``module:class`` of the runtime's engine.
+            model: First file of the artifact.
+            inputs: What :func:`edgecompress.runtimes._trials.write_feeds` returned.
+            options: As for :meth:`edgecompress.runtimes.Engine.load`.
+        """
+        self.loaded = self.ask(
+            "load", engine=engine, model=os.fspath(model), options=options, **inputs
+        )
+
+    def outputs(self) -> dict[str, npt.NDArray[Any]]:
+        """See :meth:`Peer.outputs`."""
+        import numpy as np
+
+        file = Path(self._folder.name) / "outputs.npz"
+        names = self.ask("outputs", file=os.fspath(file))["names"]
+        with np.load(file) as arrays:
+            return {name: arrays[f"arr_{place}"] for place, name in enumerate(names)}
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._folder.cleanup()
 
 
 def _short(text: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgecompress.errors import MeasurementError
+from edgecompress.runtimes import Artifact
 
-__all__ = ["SourceGraph", "SourceNode", "size_bytes", "named_copy", "without_suffixes"]
+__all__ = ["SourceGraph", "SourceNode", "artifact_of", "named_copy", "without_suffixes"]
 
 # What onnxruntime appends to the name of what a kernel stands for.
 _SUFFIXES = re.compile(r"(_token_\d+|_nchwc|/MatMulAddFusion|/duplicated)+$")
@@ -22,22 +23,29 @@ _ABSORBED = frozenset(
 )
 
 
-def size_bytes(path: Path) -> int:
-    """Bytes of the file, and of the files that hold its weights."""
+def artifact_of(given: Artifact | Path) -> Artifact:
+    """An ONNX file with the files that hold its weights; an artifact as it is.
+
+    Raises:
+        MeasurementError: There is no such file.
+    """
     import onnx
     from onnx.external_data_helper import ExternalDataInfo
 
-    if not path.is_file():
-        raise MeasurementError("no such file", where=str(path), cure="check the path")
-    files = {path}
+    if isinstance(given, Artifact):
+        return given
+    if not given.is_file():
+        raise MeasurementError("no such file", where=str(given), cure="check the path")
     try:
-        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        tensors = onnx.load(given, load_external_data=False).graph.initializer
     except DecodeError:
         tensors = []  # another format, or broken: the runtime will tell
-    for tensor in tensors:
-        if tensor.data_location == tensor.EXTERNAL:
-            files.add(path.parent / ExternalDataInfo(tensor).location)
-    return sum(file.stat().st_size for file in files if file.is_file())
+    places = {
+        given.parent / ExternalDataInfo(tensor).location
+        for tensor in tensors
+        if tensor.data_location == tensor.EXTERNAL
+    }
+    return Artifact((given, *sorted(place for place in places if place.is_file())))
 
 
 @dataclass(frozen=True)

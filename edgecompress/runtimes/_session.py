@@ -1,15 +1,20 @@
-"""Opening an onnxruntime session; shared by this process and the workers, so it imports little."""
+"""onnxruntime in a process: shared by this one and the workers, so it imports little."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.runtimes import Engine
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["open_session", "INT8_ON_X86"]
+__all__ = ["open_session", "OnnxRuntimeEngine", "INT8_ON_X86"]
 
 INT8_ON_X86 = {"session.qdqisint8allowed": "1"}
 """Makes onnxruntime on x86 fuse signed activations as it does on ARM, with the same numbers. The
@@ -57,3 +62,43 @@ def open_session(
     fallback = "CPUExecutionProvider"
     providers = [provider] if provider == fallback else [provider, fallback]
     return ort.InferenceSession(os.fspath(source), options, providers=providers)
+
+
+class OnnxRuntimeEngine(Engine):
+    """onnxruntime with one execution provider, and the CPU provider behind it."""
+
+    def __init__(self) -> None:
+        self.session: Any = None
+        self.names: list[str] = []
+
+    def start(self) -> str:
+        """Import onnxruntime."""
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def load(self, path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Open a session; ``config`` in the options holds session configuration entries."""
+        trace = options.get("trace")
+        self.session = open_session(
+            Path(path),
+            provider=options["provider"],
+            threads=options["threads"],
+            config=options.get("config"),
+            profile=None if trace is None else Path(trace),
+        )
+        self.names = [output.name for output in self.session.get_outputs()]
+        return {"providers": self.session.get_providers()}
+
+    def bind(self, feeds: dict[str, npt.NDArray[Any]]) -> Callable[[], object]:
+        """A run with inputs from numpy, as most applications do it."""
+        run = self.session.run
+        return lambda: run(None, feeds)
+
+    def collect(self, value: Any) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name."""
+        return dict(zip(self.names, value, strict=True))
+
+    def end_profiling(self) -> Mapping[str, Any]:
+        """The file that onnxruntime's profiler wrote."""
+        return {"profile": self.session.end_profiling()}

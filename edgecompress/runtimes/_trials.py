@@ -1,8 +1,7 @@
-"""Running models in turn, each in a worker process of its own."""
+"""Running models in turn, each in a process of its own, here or on a device."""
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -10,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.errors import MeasurementError
-from edgecompress.runtimes._client import WorkerProcess
+from edgecompress.runtimes import Artifact
+from edgecompress.runtimes._client import Peer
 from edgecompress.runtimes._onnx_file import named_copy
 from edgecompress.runtimes._profile import OperatorRow, operator_rows
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from edgecompress.target import MeasurementSettings
 
-    from edgecompress.target import MeasurementSettings, TargetProfile
+__all__ = ["Trial", "Start", "run_in_turn", "operator_times"]
 
-__all__ = ["Trial", "write_feeds", "run_in_turn", "operator_times"]
+Start = Callable[[Artifact, Path | None], Peer]
+"""Starts a peer with a model loaded; the path is the prefix of files for times per operator."""
 
 _WARM_UP_ROUNDS = 10
 _STEADY = 0.05
@@ -35,7 +34,6 @@ class Trial:
 
     Attributes:
         worker: Its process; ended once the trials are over.
-        loaded: What the worker said of loading it.
         first_run_ms: Time of the first run.
         warmup: Untimed runs before the first block.
         run_ms: Time per run when it was warm.
@@ -44,8 +42,7 @@ class Trial:
         memory: What the worker said of its memory at the end.
     """
 
-    worker: WorkerProcess
-    loaded: dict[str, Any]
+    worker: Peer
     first_run_ms: float
     warmup: int = 0
     run_ms: float = 0.0
@@ -53,20 +50,16 @@ class Trial:
     cpu_ms: list[list[float]] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
 
-
-def write_feeds(feeds: Mapping[str, npt.NDArray[np.generic]], folder: Path) -> dict[str, Any]:
-    """Arguments of the worker's ``load`` that name the inputs."""
-    import numpy as np
-
-    file = folder / "feeds.npz"
-    np.savez(file, *feeds.values())  # by place, since a name could be one of savez's parameters
-    return {"feeds": os.fspath(file), "names": list(feeds)}
+    @property
+    def loaded(self) -> dict[str, Any]:
+        """What the worker said of loading it."""
+        return self.worker.loaded
 
 
 def run_in_turn(
-    artifacts: Mapping[str, Path],
-    profile: TargetProfile,
-    inputs: Mapping[str, Any],
+    artifacts: Mapping[str, Artifact],
+    start: Start,
+    settings: MeasurementSettings,
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Trial]:
     """Load all models, warm them up, and let them take turns block by block.
@@ -74,9 +67,11 @@ def run_in_turn(
     Raises:
         MeasurementError: A file cannot be loaded or run, or its worker died or hung.
     """
-    settings = profile.measurement
     with ExitStack() as stack:
-        trials = {name: _start(stack, path, profile, inputs) for name, path in artifacts.items()}
+        trials = {
+            name: _first_run(stack.enter_context(start(artifact, None)))
+            for name, artifact in artifacts.items()
+        }
         for trial in trials.values():
             _warm_up(trial, settings)
         for block in range(settings.blocks):
@@ -92,33 +87,8 @@ def run_in_turn(
     return trials
 
 
-def _start(
-    stack: ExitStack,
-    path: Path,
-    profile: TargetProfile,
-    inputs: Mapping[str, Any],
-    trace: Path | None = None,
-) -> Trial:
-    settings = profile.measurement
-    worker = stack.enter_context(
-        WorkerProcess(str(path), threads=settings.threads, timeout_seconds=settings.timeout_seconds)
-    )
-    loaded = worker.ask(
-        "load",
-        model=os.fspath(path),
-        provider=profile.provider,
-        threads=settings.threads,
-        profile=None if trace is None else os.fspath(trace),
-        **inputs,
-    )
-    if loaded["providers"][0] != profile.provider:
-        raise MeasurementError(
-            f"onnxruntime did not take {profile.provider}, but {loaded['providers'][0]}",
-            where=str(path),
-            cure="check that the provider's libraries and drivers are installed",
-        )
-    first_run_ms = worker.ask("run", count=1, warm=False)["wall_ms"][0]
-    return Trial(worker, loaded, first_run_ms)
+def _first_run(worker: Peer) -> Trial:
+    return Trial(worker, worker.ask("run", count=1, warm=False)["wall_ms"][0])
 
 
 def _warm_up(trial: Trial, settings: MeasurementSettings) -> None:
@@ -142,25 +112,28 @@ def _block_runs(run_ms: float, settings: MeasurementSettings) -> int:
 
 
 def operator_times(
-    path: Path,
-    profile: TargetProfile,
-    inputs: Mapping[str, Any],
+    artifact: Artifact,
+    start: Start,
+    settings: MeasurementSettings,
     run_ms: float,
     folder: Path,
 ) -> list[OperatorRow]:
     """Time per operator, from a profiled process of its own: profiling disturbs latency.
 
     Args:
-        path: The model.
-        profile: The target.
-        inputs: What :func:`write_feeds` returned.
+        artifact: The model.
+        start: Starts a process with it.
+        settings: Of the target.
         run_ms: Expected time per run.
         folder: For temporary files.
     """
-    runs = max(1, min(_PROFILED_RUNS, int(1000 * profile.measurement.seconds / max(run_ms, 1e-3))))
-    file, source = named_copy(path, folder)
-    with ExitStack() as stack:
-        worker = _start(stack, file, profile, inputs, trace=folder / "trace").worker
+    runs = max(1, min(_PROFILED_RUNS, int(1000 * settings.seconds / max(run_ms, 1e-3))))
+    file, source = named_copy(artifact.path, folder)
+    artifact = Artifact((file, *artifact.files[1:]), artifact.notes)
+    with start(artifact, folder / "trace") as worker:
+        worker.ask("run", count=1, warm=False)
         worker.ask("run", count=runs)
-        trace = Path(worker.ask("end_profiling")["profile"])
-    return operator_rows(trace, runs, source)
+        answer = worker.ask("end_profiling")
+    if "profile" not in answer:
+        return [OperatorRow(output_names=(), **row) for row in answer["rows"]]
+    return operator_rows(Path(answer["profile"]), runs, source)

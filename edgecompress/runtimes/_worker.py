@@ -1,23 +1,27 @@
 """The worker: a fresh process that loads one model, runs it and tells times and memory.
 
 It reads one JSON object per line from standard input and answers each with one line. It ends with
-its input, so that it never outlives the process that started it. Only numpy and onnxruntime are
-loaded, so that little of the measured memory is its own.
+its input, so that it never outlives the process that started it. Only numpy and the runtime are
+loaded, so that little of the measured memory is its own, and so that it can run in an environment
+that has nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgecompress.runtimes import Engine
 from edgecompress.runtimes._session import open_session
 
 __all__ = ["main", "peak_memory_mb"]
@@ -86,51 +90,63 @@ class Worker:
     """One loaded model; each public method is a request."""
 
     def __init__(self) -> None:
-        self.session: Any = None
+        self.engine: Engine | None = None
         self.feeds: dict[str, Any] = {}
+        self.step: Callable[[], object]
+
+    def convert(
+        self, engine: str, source: str, folder: str, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Let the runtime make its own files of an ONNX file."""
+        return dict(_engine(engine).convert(source, folder, options))
 
     def load(
-        self,
-        model: str,
-        feeds: str,
-        names: list[str],
-        provider: str,
-        threads: int,
-        profile: str | None,
+        self, engine: str, model: str, feeds: str, names: list[str], options: dict[str, Any]
     ) -> dict[str, Any]:
         """Load the inputs, then the model."""
-        import onnxruntime
-
-        cpus = pin(threads)
-        with np.load(feeds) as arrays:
-            self.feeds = {name: arrays[f"arr_{place}"] for place, name in enumerate(names)}
+        self.engine = loaded = _engine(engine)
+        version = loaded.start()
+        cpus = pin(options["threads"])
+        self.feed(feeds, names)
         forget_peak()
         before = peak_memory_mb()
         start = time.perf_counter_ns()
-        self.session = open_session(
-            Path(model),
-            provider=provider,
-            threads=threads,
-            profile=None if profile is None else Path(profile),
-        )
+        facts = loaded.load(model, options)
+        load_ms = (time.perf_counter_ns() - start) / 1e6
+        self.step = loaded.bind(self.feeds)
         return {
-            "load_ms": (time.perf_counter_ns() - start) / 1e6,
+            "load_ms": load_ms,
             "runner_mb": before,
-            "version": onnxruntime.__version__,
-            "providers": self.session.get_providers(),
+            "version": version,
             "cpus": cpus,
+            **facts,
         }
+
+    def feed(self, feeds: str, names: list[str]) -> dict[str, Any]:
+        """Read inputs; where a model is loaded, the next runs take them."""
+        with np.load(feeds) as arrays:
+            self.feeds = {name: arrays[f"arr_{place}"] for place, name in enumerate(names)}
+        if self.engine is not None and hasattr(self, "step"):
+            self.step = self.engine.bind(self.feeds)
+        return {}
+
+    def outputs(self, file: str) -> dict[str, Any]:
+        """Run once and write the outputs."""
+        assert self.engine is not None
+        found = self.engine.collect(self.step())
+        np.savez(file, *found.values())
+        return {"names": list(found)}
 
     def run(self, count: int, warm: bool = True) -> dict[str, Any]:
         """Run ``count`` times; one run goes before, untimed, to ``warm`` the caches again."""
-        run, feeds = self.session.run, self.feeds
+        step = self.step
         if warm:
-            run(None, feeds)
+            step()
         wall_ms, cpu_ms = [], []
         for _ in range(count):
             cpu = time.process_time_ns()
             wall = time.perf_counter_ns()
-            run(None, feeds)
+            step()
             wall_ms.append((time.perf_counter_ns() - wall) / 1e6)
             cpu_ms.append((time.process_time_ns() - cpu) / 1e6)
         return {"wall_ms": wall_ms, "cpu_ms": cpu_ms}
@@ -153,12 +169,23 @@ class Worker:
         return {"seconds": least}
 
     def memory(self) -> dict[str, Any]:
-        """Peak memory so far, and processor time."""
-        return {"peak_mb": peak_memory_mb(), "cpu_s": time.process_time()}
+        """Peak memory so far, the runtime's own figures, and processor time."""
+        return {
+            "peak_mb": peak_memory_mb(),
+            "arena": {} if self.engine is None else dict(self.engine.memory()),
+            "cpu_s": time.process_time(),
+        }
 
     def end_profiling(self) -> dict[str, Any]:
-        """Write the profile and tell where it is."""
-        return {"profile": self.session.end_profiling()}
+        """Times per operator, or where they were written."""
+        assert self.engine is not None
+        return dict(self.engine.end_profiling())
+
+
+def _engine(name: str) -> Engine:
+    module, _, cls = name.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), cls)()
+    return engine
 
 
 def main() -> None:
@@ -174,7 +201,7 @@ def main() -> None:
         try:
             answer = getattr(worker, request.pop("do"))(**request)
         except Exception as error:  # the parent reports it, whatever it is
-            answer = {"error": str(error).strip() or type(error).__name__}
+            answer = {"error": str(error).strip() or type(error).__name__, "kind": type(error).__name__}
         answers.write(json.dumps(answer) + "\n")
 
 

@@ -17,6 +17,7 @@ from edgecompress.runtimes import (
     RuntimeNode,
     Session,
     Unsupported,
+    python_of,
 )
 from edgecompress.runtimes._fusion import OptimizedGraph, judge, read_optimized, tag_nodes
 from edgecompress.runtimes._session import INT8_ON_X86, open_session
@@ -56,8 +57,21 @@ class OnnxRuntime(Runtime):
     """onnxruntime with one execution provider, and the CPU provider behind it."""
 
     name: ClassVar[str] = "onnxruntime"
+    engine: ClassVar[str] = "edgecompress.runtimes._session:OnnxRuntimeEngine"
 
-    def unsupported(self, model: Model) -> list[Unsupported]:
+    def present(self, profile: TargetProfile) -> tuple[bool, str]:
+        """Whether the installed onnxruntime has the profile's provider."""
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        if python_of(self.name) is not None or profile.provider in available:
+            return True, "this machine"
+        return False, (
+            f"the installed onnxruntime {onnxruntime.__version__} has no {profile.provider}; "
+            f"it has {', '.join(available)}"
+        )
+
+    def unsupported(self, model: Model, profile: TargetProfile) -> list[Unsupported]:
         """Nodes that no compiled kernel takes, by operator and version.
 
         Tensor types are not looked at; loading the model is the last word.
@@ -77,7 +91,7 @@ class OnnxRuntime(Runtime):
                 )
         return refused
 
-    def prepare(self, model: Model, folder: Path) -> Artifact:
+    def prepare(self, model: Model, folder: Path, profile: TargetProfile) -> Artifact:
         """Write ``model.onnx``, and its data file where it is too large for one file."""
         return Artifact(tuple(model.save(folder / "model.onnx")))
 

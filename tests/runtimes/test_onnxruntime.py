@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from edgecompress import target
-from edgecompress.devices.host import host
+from edgecompress.machine.host import host
 from edgecompress.errors import MeasurementError, TargetError
 from edgecompress.model import Model
 from edgecompress.runtimes import Artifact, runtime_class, runtime_names
@@ -253,12 +253,12 @@ def run(model: Model, **feeds: np.ndarray) -> dict[str, np.ndarray]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        artifact = RUNTIME.prepare(model, Path(folder))
+        artifact = RUNTIME.prepare(model, Path(folder), CPU)
         return RUNTIME.session(artifact, CPU).run(feeds)
 
 
 def test_prepared_files_run_and_have_a_size(tmp_path: Path) -> None:
-    artifact = RUNTIME.prepare(small_cnn(), tmp_path)
+    artifact = RUNTIME.prepare(small_cnn(), tmp_path, CPU)
     assert artifact.path == tmp_path / "model.onnx"
     assert artifact.size_bytes == artifact.path.stat().st_size
     session = RUNTIME.session(artifact, CPU)
@@ -291,7 +291,7 @@ def test_unsupported_operators_are_found(domain: str, op: str, said: str | None)
     last = list(model.ir.graph)[-1]
     last.op_type, last.domain, last.name = op, domain, "odd"
     model.ir.opset_imports.setdefault(domain, 1)
-    found = RUNTIME.unsupported(model)
+    found = RUNTIME.unsupported(model, CPU)
     if said is None:
         assert found == []
     else:
@@ -301,7 +301,7 @@ def test_unsupported_operators_are_found(domain: str, op: str, said: str | None)
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "silero_vad", "nms_yolov8_head"])
 def test_real_models_are_supported(name: str, shared: Any) -> None:
-    assert RUNTIME.unsupported(Model.load(shared(f"{name}.onnx"))) == []
+    assert RUNTIME.unsupported(Model.load(shared(f"{name}.onnx")), CPU) == []
 
 
 def test_functions_of_the_model_are_looked_into() -> None:
@@ -311,4 +311,4 @@ def test_functions_of_the_model_are_looked_into() -> None:
     body = ir.Graph([x], bad.outputs, nodes=[bad], opset_imports={"": 20, "made.up": 1})
     function = ir.Function("local", "wrap", graph=body, attributes=[])
     model.ir.functions[function.identifier()] = function
-    assert [u.node for u in RUNTIME.unsupported(model)] == ["inner"]
+    assert [u.node for u in RUNTIME.unsupported(model, CPU)] == ["inner"]
