@@ -11,11 +11,12 @@ import platform
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from edgecompress.constraints import (
     Constraints,
@@ -24,6 +25,17 @@ from edgecompress.constraints import (
     WeightOnlyFormat,
 )
 from edgecompress.errors import TargetError, nearest
+from edgecompress.hardware import Hardware
+from edgecompress.target_tables import (
+    Budgets,
+    Device,
+    Fact,
+    HalfSupport,
+    Int8Support,
+    MeasurementSettings,
+    Table,
+    WeightOnlySupport,
+)
 
 __all__ = [
     "TargetProfile",
@@ -68,143 +80,12 @@ class Host:
     os: str
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Device(_Table):
-    """What the model runs on.
-
-    Attributes:
-        kind: ``host`` is this machine; ``none`` is a device that cannot be reached from here, so
-            nothing can be measured on it.
-        arch: Processor architecture; ``any`` where the profile does not depend on it.
-        address: Where it is reached, such as ``ssh://pi@kitchen`` (see :mod:`edgecompress.devices`);
-            None for this machine.
-    """
-
-    kind: Literal["host", "none"]
-    arch: Literal["x86_64", "aarch64", "any"] = "any"
-    address: str | None = None
-
-
-class MeasurementSettings(_Table):
-    """How latency is measured.
-
-    Attributes:
-        threads: Threads inside an operator.
-        warmup: Runs per warm-up round; rounds are repeated until two agree.
-        runs: Timed runs per model, at least; more where a run is very short.
-        seconds: Time for the timed runs of one model, at most (one run per block is always made).
-        blocks: Blocks that the runs are split into; models take turns block by block.
-        timeout_seconds: A worker that does not answer for so long is given up.
-    """
-
-    threads: int = Field(default=1, ge=1)
-    warmup: int = Field(default=5, ge=1)
-    runs: int = Field(default=100, ge=1)
-    seconds: float = Field(default=3.0, gt=0)
-    blocks: int = Field(default=10, ge=1)
-    timeout_seconds: float = Field(default=300.0, gt=0)
-
-
-class Int8Support(_Table):
-    """Integer formats of the device's kernels, and the operators that have such kernels.
-
-    Attributes:
-        activation: Type of activations.
-        activation_symmetric: Whether activations must have their zero point in mid-range.
-        per_channel: Whether weights may have a scale per output channel.
-        weight_bits: Range of weights. ``auto`` is for x86: U8S8 products are summed in pairs by
-            ``vpmaddubsw``, whose 16-bit sums saturate with full-range weights, unless the CPU has
-            VNNI. So ``auto`` is 8 on a host with ``avx512_vnni`` or ``avx_vnni``, else 7.
-        ops: Operators that run on integers between QuantizeLinear and DequantizeLinear.
-        everywhere: Whether the device wants integers wherever it takes them, as accelerators do.
-        slow_shallow_convs: Whether convolutions with at most 4 input channels in a group (the first
-            ones of a network, depthwise ones) run slower on integers than in float.
-    """
-
-    activation: Literal["uint8", "int8"]
-    activation_symmetric: bool
-    per_channel: bool
-    weight_bits: Literal["auto", 7, 8]
-    ops: tuple[str, ...] = Field(min_length=1)
-    everywhere: bool = False
-    slow_shallow_convs: bool = False
-
-
-class WeightOnlySupport(_Table):
-    """How weights alone may be integers; see :class:`edgecompress.constraints.WeightOnlyFormat`.
-
-    Attributes:
-        layout: ``nbits`` (MatMulNBits, GatherBlockQuantized) or ``qdq`` (DequantizeLinear).
-        bits: Widths of weights, ascending.
-        block_sizes: Weights that share a scale, ascending.
-        embedding_bits: Widths of tables that are looked up, ascending; empty where they stay float.
-    """
-
-    layout: Literal["nbits", "qdq"]
-    bits: tuple[Literal[2, 4, 8], ...] = Field(min_length=1)
-    block_sizes: tuple[int, ...] = Field(min_length=1)
-    embedding_bits: tuple[Literal[2, 4, 8], ...] = ()
-
-    @field_validator("bits", "block_sizes", "embedding_bits")
-    @classmethod
-    def _ascending(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
-        if list(numbers) != sorted(set(numbers)) or any(n < 1 for n in numbers):
-            raise ValueError("expected positive numbers in ascending order")
-        return numbers
-
-
-class HalfSupport(_Table):
-    """16-bit floating point; see :class:`edgecompress.constraints.HalfFormat`.
-
-    Attributes:
-        dtype: The type that is computed in, or only stored.
-        native: Whether kernels compute in it.
-        float32_ops: Operators without a kernel of this type.
-    """
-
-    dtype: Literal["float16", "bfloat16"]
-    native: bool
-    float32_ops: tuple[str, ...] = ()
-
-
-class Fact(_Table):
-    """A figure about the hardware or the runtime, and who says so.
-
-    Attributes:
-        name: What it is about.
-        value: The figure, or a word.
-        unit: Unit of the figure; empty for words and counts.
-        source: Address or document; for own measurements, what ran and when.
-        confidence: ``vendor`` is the maker or the project itself, ``measured`` was measured,
-            ``computed`` follows from other facts by the rule in ``note``, ``secondary`` was found
-            in somebody else's summary.
-        note: What else must be known to read it.
-    """
-
-    name: str = Field(min_length=1)
-    value: float | int | str | bool
-    unit: str
-    source: str = Field(min_length=1)
-    confidence: Literal["vendor", "measured", "computed", "secondary"]
-    note: str | None = None
-
-
-class Budgets(_Table):
-    """Limits that a recipe for this target starts from; None is no limit."""
-
-    latency_ms: float | None = Field(default=None, gt=0)
-    memory_mb: float | None = Field(default=None, gt=0)
-    size_mb: float | None = Field(default=None, gt=0)
-
-
-class TargetProfile(_Table):
+class TargetProfile(Table):
     """A device, the runtime on it, and how to measure there.
 
     Attributes:
         name: Name of the profile; that of its file.
+        extends: Name of a profile that gives what this one does not say, or path of its file.
         description: One sentence for people who choose a target.
         runtime: Name of a member of ``edgecompress.runtimes``.
         provider: The runtime's name for the hardware back end.
@@ -228,6 +109,7 @@ class TargetProfile(_Table):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    extends: str | None = None
     description: str
     runtime: str
     provider: str
@@ -246,6 +128,14 @@ class TargetProfile(_Table):
     opset_max: int = Field(default=23, ge=1)
     facts: tuple[Fact, ...] = ()
     budgets: Budgets = Budgets()
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """The facts that programs read."""
+        figures = {
+            fact.quantity: fact.value for fact in reversed(self.facts) if fact.quantity is not None
+        }
+        return Hardware(self.device.processor, figures)
 
     def constraints(self, host: Host) -> Constraints:
         """What passes must respect.
@@ -333,33 +223,32 @@ def load(name_or_path: str | Path) -> TargetProfile:
     """The profile of that name, or in that TOML file.
 
     Raises:
-        TargetError: There is no such profile, or its file is broken.
+        TargetError: There is no such profile, or its file or one that it extends is broken.
     """
-    text = str(name_or_path)
+    return _read(_file(str(name_or_path)), ())
+
+
+def _file(text: str, where: str | None = None, folder: Path | None = None) -> Path:
+    """File of a profile; paths in a profile are relative to its ``folder``."""
     if text.endswith(".toml"):
-        return _read(Path(text))
+        return Path(text) if folder is None else folder / text
     for file in _files():
         if file.stem == text:
-            return _read(file)
+            return file
     raise TargetError(
         f"unknown target {text!r}; {nearest(text, names())}",
+        where=where,
         cure="choose one of these, or give the path of a .toml file",
     )
 
 
-def _read(file: Path) -> TargetProfile:
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TargetError(
-            f"cannot be read: {error.strerror}", where=str(file), cure="check the path"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TargetError(f"is not valid TOML: {error}", where=str(file)) from error
+def _read(file: Path, behind: tuple[Path, ...]) -> TargetProfile:
+    """The profile in a file, which the profiles in the files ``behind`` extend."""
+    table = _with_parent(_toml(file), file, behind)
     try:
         profile = TargetProfile.model_validate(table)
     except ValidationError as error:
-        raise _refusal(error, file) from error
+        raise _refusal(error, file, table) from error
     if profile.name != file.stem:
         raise TargetError(
             f"the name {profile.name!r} differs from the file's name",
@@ -369,21 +258,72 @@ def _read(file: Path) -> TargetProfile:
     return profile
 
 
-def _refusal(error: ValidationError, file: Path) -> TargetError:
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TargetError(
+            f"cannot be read: {error.strerror}", where=str(file), cure="check the path"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TargetError(f"is not valid TOML: {error}", where=str(file)) from error
+
+
+def _with_parent(table: dict[str, Any], file: Path, behind: tuple[Path, ...]) -> dict[str, Any]:
+    """A profile's table with what it takes from the one that it extends."""
+    name = table.get("extends")
+    if not isinstance(name, str):
+        return table
+    chain = (*behind, file.resolve())
+    above = _file(name, f"{file}, key 'extends'", file.parent)
+    if above.resolve() in chain:
+        names = " -> ".join(each.stem for each in (*chain, above))
+        raise TargetError(f"extends itself: {names}", where=f"{file}, key 'extends'")
+    parent = _read(above, chain).model_dump(exclude_unset=True)
+    merged = {key: parent[key] for key in parent if key not in _OWN}
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    merged["facts"] = _all_facts(table.get("facts", []), parent.get("facts", ()))
+    return merged
+
+
+_OWN = frozenset({"name", "extends", "description", "facts"})
+
+
+def _all_facts(own: list[Any], inherited: tuple[Any, ...]) -> list[Any]:
+    """A profile's own facts, then inherited ones that it does not give itself."""
+    tables = [fact for fact in own if isinstance(fact, dict)]
+    told = {fact.get(key) for fact in tables for key in ("name", "quantity")} - {None}
+    return [
+        *own,
+        *(f for f in inherited if f["name"] not in told and f.get("quantity") not in told),
+    ]
+
+
+def _refusal(error: ValidationError, file: Path, table: dict[str, Any]) -> TargetError:
     first: Any = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
+    where = f"{file}, key {place!r}"
+    if first["loc"][:1] == ("facts",) and len(first["loc"]) > 1:
+        fact = table["facts"][first["loc"][1]]
+        where += f", fact {fact['name']!r}" if isinstance(fact, dict) and "name" in fact else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
         what = f"unknown key; {nearest(str(first['loc'][-1]), known)}"
     elif first["type"] == "missing":
         what = "the key is missing"
+    elif first["type"] == "value_error":
+        what = str(first["ctx"]["error"])
     else:
         what = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    return TargetError(what, where=f"{file}, key {place!r}")
+    return TargetError(what, where=where)
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    tables: dict[str, type[_Table]] = {
+    tables: dict[str, type[Table]] = {
         "device": Device,
         "measurement": MeasurementSettings,
         "int8": Int8Support,

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from edgecompress import target
+from edgecompress.errors import TargetError
 from edgecompress.machine.host import host
 from edgecompress.measure import reachable
-from edgecompress.errors import TargetError
 from edgecompress.target import Host
 
 ALL = target.names()
@@ -204,7 +204,7 @@ def test_a_profile_that_says_nothing_takes_none_of_them(tmp_path: Path) -> None:
         ("cpu-arm64", "x86_64", False, "needs an aarch64 machine"),
         ("android-cpu", "aarch64", False, "cannot be reached"),
         ("ios-coreml", "aarch64", False, "cannot be reached"),
-        ("web-wasm", "x86_64", False, "cannot be reached"),
+        ("raspberry-pi-5", "aarch64", False, "cannot be reached"),
     ],
 )
 def test_what_can_be_measured_where(
