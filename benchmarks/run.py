@@ -15,7 +15,14 @@ from dataclasses import asdict
 
 from _common import DATA, RESULTS, environment
 
-BENCHMARKS = ("int8_quality", "calibration_cost", "walk_cost", "large_model")
+BENCHMARKS = (
+    "int8_quality",
+    "calibration_cost",
+    "walk_cost",
+    "large_model",
+    "measurement",
+    "estimates",
+)
 
 
 def main() -> int:

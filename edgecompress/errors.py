@@ -16,6 +16,7 @@
         ├── PassError                    a pass could not do what was asked
         ├── ExportMismatchError          the exported graph computes something else than torch
         ├── MeasurementError             the runtime could not run the file
+        │   └── RuntimeCrashError        it took its process down (edgecompress.runtimes)
         └── BudgetError                  a budget was not met
 
 Each one says what was expected, what came, where, and what to do about it.

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ import psutil
 import pytest
 
 from edgecompress import target
-from edgecompress.errors import DataError, MeasurementError
-from edgecompress.measure import Measurement, measure, random_feeds
-from edgecompress.model import Signature, TensorSpec
+from edgecompress.errors import MeasurementError
+from edgecompress.measure import Measurement, measure
 from edgecompress.runtimes import runtime_class
 from edgecompress.runtimes._client import WorkerProcess
-from edgecompress.runtimes._onnx_file import SourceGraph, SourceNode, artifact_of, named_copy
-from edgecompress.runtimes._profile import operator_rows
+from edgecompress.runtimes._onnx_file import artifact_of, named_copy
 from edgecompress.target import MeasurementSettings, TargetProfile
-from tests.models import small_cnn
+from tests.models import from_text, small_cnn
 
 QUICK = MeasurementSettings(warmup=2, runs=20, seconds=0.1, blocks=4, timeout_seconds=60)
 FEEDS = {"x": np.zeros((2, 3, 16, 16), np.float32)}
@@ -82,6 +80,7 @@ def test_a_measurement_is_whole(itself: dict[str, Measurement], cnn: Path) -> No
     assert latency.min <= latency.mean
     assert latency.runs >= QUICK.blocks
     assert latency.warmup >= QUICK.warmup
+    assert latency.cpu_min_ms is not None
     assert latency.cpu_min_ms > 0
     assert found.load_ms is not None
     assert found.load_ms > 0
@@ -102,6 +101,30 @@ def test_peak_memory_is_that_of_a_process_of_its_own(itself: dict[str, Measureme
     assert 0 < found.memory_over_runner_mb < found.peak_memory_mb
     # numpy and onnxruntime only; with torch or onnx beside them it would be far more.
     assert found.peak_memory_mb < 200
+
+
+def test_memory_says_how_it_was_taken(itself: dict[str, Measurement]) -> None:
+    found = itself["b"]
+    memory = found.memory
+    assert memory is not None
+    assert memory.peak_mb == found.peak_memory_mb
+    assert memory.basis in ("vmhwm", "rusage")
+    # The profiler of onnxruntime tells since 1.31.
+    assert {"held", "in_use_peak"} <= set(memory.arena_mb) or not memory.arena_mb
+    assert memory.peak_mb is not None
+    assert all(0 < figure < memory.peak_mb for figure in memory.arena_mb.values())
+    if memory.group_peak_mb is not None:
+        assert memory.group_anonymous_mb is not None
+        assert 0 < memory.group_anonymous_mb <= memory.group_peak_mb
+
+
+def test_the_compressed_size_is_that_of_a_zip_file(
+    itself: dict[str, Measurement], cnn: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=6) as app:
+        app.write(cnn)
+        (entry,) = app.infolist()
+    assert itself["b"].compressed_bytes == entry.compress_size
 
 
 def test_a_measurement_survives_json(itself: dict[str, Measurement]) -> None:
@@ -152,6 +175,19 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_inputs_that_do_not_fit_are_refused(cnn: Path) -> None:
     with pytest.raises(MeasurementError, match=r"could not run it: Required inputs"):
         measure({"a": cnn}, quick(), {"z": FEEDS["x"]})
+
+
+def test_a_model_that_wants_more_memory_than_there_is_is_refused(tmp_path: Path) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 20]>
+        big (int64[1] n) => (float[m] y) {
+            y = ConstantOfShape<value = float[1] {1.0}>(n)
+        }
+        """
+    file = from_text(text).save(tmp_path / "big.onnx")[0]
+    with pytest.raises(MeasurementError, match=r"ran out of memory \(run\)") as caught:
+        measure({"a": file}, quick(), {"n": np.array([10**15])})
+    assert caught.value.where == str(file)
 
 
 def test_an_unknown_reference_is_refused(cnn: Path) -> None:
@@ -217,75 +253,8 @@ def test_measurements_can_be_read_without_a_runtime() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def event(name: str, ts: int, dur: int, op: str | None = None, index: int = 0) -> dict[str, Any]:
-    if op is None:
-        return {"cat": "Session", "name": name, "ts": ts, "dur": dur, "args": {}}
-    args = {"op_name": op, "provider": "CPUExecutionProvider", "node_index": str(index)}
-    return {"cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": args}
-
-
-def test_operator_times_leave_out_warm_up_and_nested_nodes(tmp_path: Path) -> None:
-    events = [
-        *(event("model_run", 0, 99), event("big_token_3", 0, 90, "Conv", 1)),
-        *(event("model_run", 100, 60), event("big_token_3", 101, 40, "Conv", 1)),
-        *(event("branch", 141, 10, "If", 2), event("inner", 142, 8, "Add", 0)),
-        *(event("model_run", 200, 60), event("big_token_3", 201, 20, "Conv", 1)),
-        *(event("branch", 221, 0, "If", 2), event("last", 221, 4, "Add", 3)),
-    ]
-    file = tmp_path / "trace.json"
-    file.write_text(json.dumps(events))
-    big, branch = SourceNode("Conv", (), ("c1",)), SourceNode("If", (), ("i",))
-    rows = operator_rows(file, 2, SourceGraph({"big": big, "branch": branch}))
-    assert [(r.name, r.mean_us, r.calls, r.output_names) for r in rows] == [
-        ("big_token_3", 30.0, 1.0, ("c1",)),
-        ("branch", 5.0, 1.0, ("i",)),
-        ("last", 2.0, 0.5, ()),
-    ]
-
-
-def test_kernels_with_blocked_layout_are_named_by_values(tmp_path: Path) -> None:
-    _, graph = named_copy(small_cnn().save(tmp_path / "cnn.onnx")[0], tmp_path)
-    assert graph.stands_for("r1_nchwc", "Conv", {"r1"}) == ("c1", "r1")
-    assert graph.stands_for("s_nchwc", "Conv", {"r1", "s"}) == ("c3", "s")
-    assert graph.stands_for("Gemm:y_token_1", "QGemm", set()) == ("y",)
-    assert graph.stands_for("ReorderOutput", "ReorderOutput", set()) == ()
-
-
 def test_external_data_count_as_size(tmp_path: Path) -> None:
     files = small_cnn().save(tmp_path / "cnn.onnx", external_data=True)
     assert len(files) == 2
     assert artifact_of(files[0]).size_bytes == sum(file.stat().st_size for file in files)
     assert named_copy(files[0], tmp_path / "elsewhere")[0] == files[0]
-
-
-def spec(dtype: str, *shape: int | str | None, known: bool = True) -> Signature:
-    return Signature((TensorSpec("x", dtype, shape if known else None),), ())
-
-
-@pytest.mark.parametrize(
-    ("signature", "shape", "dtype"),
-    [
-        (spec("float32", "batch", 3), (4, 3), np.float32),
-        (spec("float16", None, 3), (1, 3), np.float16),
-        (spec("int64", "unnamed", "tokens"), (1, 7), np.int64),
-        (spec("bool"), (), np.bool_),
-    ],
-)
-def test_random_feeds_fit(signature: Signature, shape: tuple[int, ...], dtype: type) -> None:
-    x = random_feeds(signature, {"batch": 4, "tokens": 7})["x"]
-    assert (x.shape, x.dtype) == (shape, np.dtype(dtype))
-    np.testing.assert_array_equal(x, random_feeds(signature, {"batch": 4, "tokens": 7})["x"])
-
-
-@pytest.mark.parametrize(
-    ("signature", "said"),
-    [
-        (spec("float32", 1, "length"), "dimension 'length' has no number"),
-        (spec("float32", known=False), "its shape is unknown"),
-        (spec("bfloat16", 1), "cannot make up values of type bfloat16"),
-        (spec("object", 1), "cannot make up values of type object"),
-    ],
-)
-def test_random_feeds_say_what_is_missing(signature: Signature, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        random_feeds(signature)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from edgecompress.measure import Latency, Measurement, OperatorTime
 from edgecompress.model import Model
+from edgecompress.runtimes import Artifact
 
 __all__ = ["in_float", "is_quantized", "measured", "timed"]
 
@@ -76,14 +76,15 @@ def timed(
     """
 
     def measure(
-        artifacts: Mapping[str, Path],
+        artifacts: Mapping[str, Artifact],
         profile: Any,
         feeds: Any,
         *,
+        device: str | None = None,
         reference: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> dict[str, Measurement]:
-        models = {label: Model.load(path) for label, path in artifacts.items()}
+        models = {label: Model.load(each.path) for label, each in artifacts.items()}
         if calls is not None:
             calls.append(len(models))
         if profile.device.kind == "none":
@@ -91,7 +92,7 @@ def timed(
                 label: Measurement(
                     basis="unknown",
                     reason="it cannot be reached",
-                    size_bytes=artifacts[label].stat().st_size,
+                    size_bytes=artifacts[label].size_bytes,
                 )
                 for label in models
             }
@@ -101,7 +102,7 @@ def timed(
             label: measured(
                 times[label],
                 ratio=None if base is None or label == reference else times[label] / base,
-                size=artifacts[label].stat().st_size,
+                size=artifacts[label].size_bytes,
                 kernels=None if kernels is None else kernels(model),
             )
             for label, model in models.items()

@@ -9,12 +9,20 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecompress import members
 from edgecompress.errors import TargetError
+from edgecompress.runtimes._records import (
+    Artifact,
+    Break,
+    FusionCoverage,
+    PlacedNode,
+    Placement,
+    RuntimeNode,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,145 +48,6 @@ __all__ = [
     "runtime_class",
     "python_of",
 ]
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A node that the runtime cannot run, and why."""
-
-    node: str
-    op: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Files that a runtime loads; the first is the one that it is pointed at.
-
-    Attributes:
-        files: The files.
-        notes: What was done to the model on the way and is worth knowing, a sentence each, such as
-            that it was given in float and quantized again with the same ranges.
-    """
-
-    files: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def path(self) -> Path:
-        """The file that the runtime is pointed at."""
-        return self.files[0]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in self.files)
-
-
-@dataclass(frozen=True)
-class RuntimeNode:
-    """A node of the graph that the runtime made of a model and really executes.
-
-    Attributes:
-        op_type: Operator, e.g. ``QLinearConv``.
-        domain: Domain of the operator; empty for ONNX's own.
-        name: Name that the runtime gave it, often that of the node that it replaces.
-        inputs: Names of its inputs; empty for inputs left out.
-        outputs: Names of its outputs.
-        provider: Back end that runs it, or None where the runtime does not tell.
-    """
-
-    op_type: str
-    domain: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    provider: str | None
-
-
-@dataclass(frozen=True)
-class FusionCoverage:
-    """Of the nodes that passes claimed, how many the runtime runs on integers.
-
-    Attributes:
-        claimed: Number of nodes claimed.
-        fused: Number of these that an integer kernel was found for. A node counts only if its own
-            kernel was found, never because a float one was not.
-        unfused: For each other node, what the runtime made of it.
-        integer_kernels: Number of integer kernels in the whole optimized graph.
-        note: Where another provider had to stand in for the target's own; then the figures are an
-            estimate for the target.
-    """
-
-    claimed: int
-    fused: int
-    unfused: Mapping[str, str] = field(default_factory=dict)
-    integer_kernels: int = 0
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class PlacedNode:
-    """Where a node of the model runs.
-
-    Attributes:
-        node: Its name in the model, or that of its first output where it has none.
-        op: Its operator in the model.
-        runs_on: The runtime's name for the back end or processor, e.g. ``QNNExecutionProvider``.
-        kernel: What the runtime made of it, e.g. ``QLinearConv``; empty where it does not tell.
-        integer: Whether that computes on, or moves, integers; None where the runtime does not tell.
-        partition: Number of the connected piece of the graph that it belongs to on that back end.
-    """
-
-    node: str
-    op: str
-    runs_on: str
-    kernel: str = ""
-    integer: bool | None = None
-    partition: int | None = None
-
-
-@dataclass(frozen=True)
-class Break:
-    """A node that keeps its neighbours from one accelerator or from integers.
-
-    Attributes:
-        node: Its name in the model.
-        op: Its operator.
-        reason: What the runtime did with it, and why as far as it tells.
-        mend: The change of the model that would help; empty where none is known.
-    """
-
-    node: str
-    op: str
-    reason: str
-    mend: str = ""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which nodes run where, from the runtime's own word.
-
-    Attributes:
-        nodes: Nodes of the model in topological order.
-        accelerator: Name of the back end that is wanted.
-        partitions: Connected pieces of the graph on that back end; 1 is best.
-        breaks: What stands between the pieces, or keeps them from integers.
-        source: What told so, e.g. ``graph assignment of onnxruntime 1.31.1``.
-        note: Where something else stood in for the target, or None.
-    """
-
-    nodes: tuple[PlacedNode, ...]
-    accelerator: str
-    partitions: int
-    breaks: tuple[Break, ...]
-    source: str
-    note: str | None = None
-
-    @property
-    def on_accelerator(self) -> int:
-        """Number of nodes that run where they should."""
-        return sum(node.runs_on == self.accelerator for node in self.nodes)
 
 
 class Engine(ABC):
@@ -227,8 +96,11 @@ class Engine(ABC):
         return {}
 
     def end_profiling(self) -> Mapping[str, Any]:
-        """Write the times per operator and tell where: ``profile`` (onnxruntime's format), or
-        ``rows``: a list of ``{name, op, provider, mean_us, calls}``.
+        """Times per operator of the runs so far.
+
+        Returns:
+            ``profile``: a file that onnxruntime wrote, or ``rows``: a list of ``{name, op,
+            provider, mean_us, calls}``.
         """
         return {"rows": []}
 
@@ -244,7 +116,7 @@ class Session(ABC):
             MeasurementError: The runtime refuses the inputs or fails.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Give back what the session holds; it cannot be run again."""
 
 
@@ -256,12 +128,20 @@ class Runtime(ABC):
         engine: ``module:class`` of its :class:`Engine`.
         packages: Import names that its engine needs.
         install: The command that brings them.
+        fixed_shapes: Whether its files are made for one shape of the inputs.
+        timed: Whether times taken here mean anything; those of an emulator do not.
+        untimed_reason: Why not.
+        half: Whether it computes float graphs in 16 bits unless told otherwise.
     """
 
     name: ClassVar[str]
     engine: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = ""
+    fixed_shapes: ClassVar[bool] = False
+    timed: ClassVar[bool] = True
+    untimed_reason: ClassVar[str] = ""
+    half: ClassVar[bool] = False
 
     def present(self, profile: TargetProfile) -> tuple[bool, str]:
         """Whether the runtime, and the profile's provider, are installed here; if not, the cure."""
@@ -271,6 +151,10 @@ class Runtime(ABC):
         if missing:
             return False, f"{self.name} is not installed here; {self.install} brings it"
         return True, "this machine"
+
+    def runs_here(self) -> bool:
+        """Whether prepared files can be run on this system at all, timed or not."""
+        return True
 
     @abstractmethod
     def unsupported(self, model: Model, profile: TargetProfile) -> list[Unsupported]:
@@ -304,6 +188,16 @@ class Runtime(ABC):
 
         Raises:
             MeasurementError: The runtime cannot load the model.
+        """
+        return None
+
+    def estimate(self, model: Model, profile: TargetProfile) -> Mapping[str, Any] | None:
+        """The vendor's own estimate of a run: ``latency_ms``, ``memory_mb``, ``source``.
+
+        None where there is none.
+
+        Raises:
+            MeasurementError: The vendor's tool refuses the model or fails.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Time per operator, from the file that onnxruntime's profiler writes."""
+"""Time per operator, and the arena's memory, from the file that onnxruntime's profiler writes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 from edgecompress.runtimes._onnx_file import SourceGraph, without_suffixes
 
-__all__ = ["OperatorRow", "operator_rows"]
+__all__ = ["OperatorRow", "operator_rows", "arena_bytes"]
 
 _KERNEL = "_kernel_time"
+# The profiler's names for what the arena holds, since onnxruntime 1.31.
+_ARENA = {"held": "mem_arena_held", "in_use_peak": "mem_in_use_peak"}
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,17 @@ def operator_rows(profile: Path, runs: int, source: SourceGraph) -> list[Operato
         for (name, op, provider, _), durations in times.items()
     ]
     return sorted(rows, key=lambda row: -row.mean_us)
+
+
+def arena_bytes(profile: Path) -> dict[str, int]:
+    """The most that onnxruntime's arena held, and had in use; empty where it does not tell.
+
+    The arena serves activations and weights as they were read; weights that kernels packed for
+    themselves, and the runtime's own data, lie outside.
+    """
+    events: list[dict[str, Any]] = json.loads(profile.read_text(encoding="utf-8"))
+    found = {
+        name: [int(event["args"][key]) for event in events if key in event.get("args", {})]
+        for name, key in _ARENA.items()
+    }
+    return {name: max(figures) for name, figures in found.items() if figures}

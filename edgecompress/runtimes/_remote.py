@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.files import ScratchFolder
 from edgecompress.runtimes import Artifact, Runtime, Session
 from edgecompress.runtimes._client import WorkerProcess
+from edgecompress.runtimes._crash import named_crash
+from edgecompress.runtimes._faults import RuntimeCrashError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +47,24 @@ def convert(
     """Let a runtime make its own files of an ONNX file, in a process of its own without network.
 
     Raises:
-        MeasurementError: Its converter refuses the model or fails.
+        MeasurementError: Its converter refuses the model or fails; where it crashed, the first node
+            that makes it do so is named.
     """
+    try:
+        return _converted(runtime, source, folder, profile, more)
+    except RuntimeCrashError as crash:
+        with ScratchFolder() as aside:
+            raise named_crash(
+                crash,
+                source,
+                aside,
+                lambda part: _converted(runtime, part, aside, profile, more),
+            ) from None
+
+
+def _converted(
+    runtime: Runtime, source: Path, folder: Path, profile: TargetProfile, more: dict[str, Any]
+) -> Artifact:
     settings = profile.measurement
     with WorkerProcess(
         str(source),

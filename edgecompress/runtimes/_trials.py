@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.errors import MeasurementError
 from edgecompress.runtimes import Artifact
 from edgecompress.runtimes._client import Peer
 from edgecompress.runtimes._onnx_file import named_copy
-from edgecompress.runtimes._profile import OperatorRow, operator_rows
+from edgecompress.runtimes._profile import OperatorRow, arena_bytes, operator_rows
 
 if TYPE_CHECKING:
     from edgecompress.target import MeasurementSettings
 
-__all__ = ["Trial", "Start", "run_in_turn", "operator_times"]
+__all__ = ["Trial", "Start", "OperatorTimes", "run_in_turn", "operator_times"]
 
 Start = Callable[[Artifact, Path | None], Peer]
 """Starts a peer with a model loaded; the path is the prefix of files for times per operator."""
@@ -39,6 +40,8 @@ class Trial:
         run_ms: Time per run when it was warm.
         wall_ms: Wall times per run, by block.
         cpu_ms: Processor times per run, by block.
+        waited_ms: How long its process waited for a processor in the timed runs; zero where that
+            is unknown.
         memory: What the worker said of its memory at the end.
     """
 
@@ -48,12 +51,35 @@ class Trial:
     run_ms: float = 0.0
     wall_ms: list[list[float]] = field(default_factory=list)
     cpu_ms: list[list[float]] = field(default_factory=list)
+    waited_ms: float = 0.0
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def loaded(self) -> dict[str, Any]:
         """What the worker said of loading it."""
         return self.worker.loaded
+
+    @property
+    def drift(self) -> float | None:
+        """Median time of the last third of the blocks over that of the first; None of too few.
+
+        Each block counts by its median, so that what it tells of is a trend, such as of a device
+        that gets hot and lowers its clock, and not single slow runs.
+        """
+        third = len(self.wall_ms) // 3
+        if third == 0:
+            return None
+        medians = [statistics.median(block) for block in self.wall_ms]
+        first = statistics.median(medians[:third])
+        return statistics.median(medians[-third:]) / first if first > 0 else None
+
+
+@dataclass(frozen=True)
+class OperatorTimes:
+    """Kernels by mean time, and what the runtime's arena took, in bytes by name."""
+
+    rows: list[OperatorRow] = field(default_factory=list)
+    arena: dict[str, int] = field(default_factory=dict)
 
 
 def run_in_turn(
@@ -80,6 +106,7 @@ def run_in_turn(
                 answer = trial.worker.ask("run", count=_block_runs(trial.run_ms, settings))
                 trial.wall_ms.append(answer["wall_ms"])
                 trial.cpu_ms.append(answer["cpu_ms"])
+                trial.waited_ms += answer.get("waited_ms") or 0.0
             if progress is not None:
                 progress("measure", block + 1, settings.blocks)
         for trial in trials.values():
@@ -92,16 +119,20 @@ def _first_run(worker: Peer) -> Trial:
 
 
 def _warm_up(trial: Trial, settings: MeasurementSettings) -> None:
-    """Run until two rounds agree, for at most the time that the timed runs may take."""
-    before, spent = 0.0, 0.0
+    """Run until two rounds agree, for at most the time that the timed runs may take.
+
+    A round of very short runs is as long as a block, since a clock takes some time to rise.
+    """
+    before, spent, count = 0.0, 0.0, settings.warmup
     for _ in range(_WARM_UP_ROUNDS):
-        wall_ms = trial.worker.ask("run", count=settings.warmup)["wall_ms"]
+        wall_ms = trial.worker.ask("run", count=count)["wall_ms"]
         trial.warmup += len(wall_ms)
         trial.run_ms = statistics.median(wall_ms)
         spent += sum(wall_ms)
         if abs(trial.run_ms - before) <= _STEADY * before or spent > 1000 * settings.seconds:
             return
         before = trial.run_ms
+        count = max(count, int(_SHORTEST_BLOCK_MS / max(trial.run_ms, 1e-3)))
 
 
 def _block_runs(run_ms: float, settings: MeasurementSettings) -> int:
@@ -117,8 +148,8 @@ def operator_times(
     settings: MeasurementSettings,
     run_ms: float,
     folder: Path,
-) -> list[OperatorRow]:
-    """Time per operator, from a profiled process of its own: profiling disturbs latency.
+) -> OperatorTimes:
+    """Time and memory per operator, from a profiled process of its own: profiling disturbs latency.
 
     Args:
         artifact: The model.
@@ -128,12 +159,19 @@ def operator_times(
         folder: For temporary files.
     """
     runs = max(1, min(_PROFILED_RUNS, int(1000 * settings.seconds / max(run_ms, 1e-3))))
-    file, source = named_copy(artifact.path, folder)
+    original = artifact.path
+    file, source = named_copy(original, folder)
     artifact = Artifact((file, *artifact.files[1:]), artifact.notes)
-    with start(artifact, folder / "trace") as worker:
-        worker.ask("run", count=1, warm=False)
-        worker.ask("run", count=runs)
-        answer = worker.ask("end_profiling")
+    try:
+        with start(artifact, folder / "trace") as worker:
+            worker.ask("run", count=1, warm=False)
+            worker.ask("run", count=runs)
+            answer = worker.ask("end_profiling")
+    except MeasurementError as error:
+        if error.where == str(file):
+            error.where = str(original)
+        raise
     if "profile" not in answer:
-        return [OperatorRow(output_names=(), **row) for row in answer["rows"]]
-    return operator_rows(Path(answer["profile"]), runs, source)
+        return OperatorTimes([OperatorRow(output_names=(), **row) for row in answer["rows"]])
+    trace = Path(answer["profile"])
+    return OperatorTimes(operator_rows(trace, runs, source), arena_bytes(trace))

@@ -8,7 +8,6 @@ that has nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -21,41 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.machine.cgroup import MemoryGroup
+from edgecompress.machine.process_memory import die_first, forget_peak, limit_data, resident
+from edgecompress.machine.waiting import waited_ms
 from edgecompress.runtimes import Engine
 from edgecompress.runtimes._session import open_session
 
-__all__ = ["main", "peak_memory_mb"]
+__all__ = ["main"]
 
-_STATUS = Path("/proc/self/status")
 # Of several models in turn: each turn takes some milliseconds, and not fewer runs than these.
 _TURNS = 12
 _TURN_S = 0.004
 _WARM_UP_RUNS = 3
 _LEAST_RUNS, _MOST_RUNS = 1, 200
-
-
-def peak_memory_mb() -> float | None:
-    """Largest resident set of this process so far, in MB (10^6 bytes); None where unknown."""
-    try:
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
-    return peak * unit / 1e6
-
-
-def forget_peak() -> None:
-    """Let the peak start again at what is resident now, where the system can do that."""
-    # Imports peak higher than what stays; the model would otherwise hide below that peak.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def pin(threads: int) -> list[int]:
@@ -78,12 +55,20 @@ def _timed(session: Any, feeds: dict[str, Any]) -> float:
     return (time.perf_counter_ns() - start) / 1e9
 
 
+# What onnxruntime calls otherwise than numpy.
+_TYPES = {"float": "float32", "double": "float64"}
+
+
 def _random_feeds(session: Any) -> dict[str, Any]:
+    """Normal floats, and ones of all other types: a valid index in nearly every model."""
     rng = np.random.default_rng(0)
-    return {
-        each.name: rng.standard_normal(each.shape, dtype=np.float32)
-        for each in session.get_inputs()
-    }
+    feeds = {}
+    for each in session.get_inputs():
+        name = each.type.removeprefix("tensor(").removesuffix(")")
+        kind = np.dtype(_TYPES.get(name, name))
+        values = rng.standard_normal(each.shape) if kind.kind == "f" else np.ones(each.shape)
+        feeds[each.name] = values.astype(kind)
+    return feeds
 
 
 class Worker:
@@ -93,6 +78,12 @@ class Worker:
         self.engine: Engine | None = None
         self.feeds: dict[str, Any] = {}
         self.step: Callable[[], object]
+        self.group = MemoryGroup.mine()
+        self.group_before: int | None = None
+
+    def limit(self, memory_mb: float) -> dict[str, Any]:
+        """Take no more memory than this, where the system can see to it."""
+        return {"limited": limit_data(memory_mb)}
 
     def convert(
         self, engine: str, source: str, folder: str, options: dict[str, Any]
@@ -109,14 +100,17 @@ class Worker:
         cpus = pin(options["threads"])
         self.feed(feeds, names)
         forget_peak()
-        before = peak_memory_mb()
+        before = resident()
+        if self.group is not None and self.group.forget_peak():
+            held = self.group.memory()
+            self.group_before = None if held is None else held.peak
         start = time.perf_counter_ns()
         facts = loaded.load(model, options)
         load_ms = (time.perf_counter_ns() - start) / 1e6
         self.step = loaded.bind(self.feeds)
         return {
             "load_ms": load_ms,
-            "runner_mb": before,
+            "runner_mb": before.peak_mb,
             "version": version,
             "cpus": cpus,
             **facts,
@@ -138,18 +132,24 @@ class Worker:
         return {"names": list(found)}
 
     def run(self, count: int, warm: bool = True) -> dict[str, Any]:
-        """Run ``count`` times; one run goes before, untimed, to ``warm`` the caches again."""
+        """Run ``count`` times; one run goes before, untimed, to ``warm`` the caches again.
+
+        Beside the times per run it tells how long the process waited for a processor in all.
+        """
         step = self.step
         if warm:
             step()
         wall_ms, cpu_ms = [], []
+        before = waited_ms()
         for _ in range(count):
             cpu = time.process_time_ns()
             wall = time.perf_counter_ns()
             step()
             wall_ms.append((time.perf_counter_ns() - wall) / 1e6)
             cpu_ms.append((time.process_time_ns() - cpu) / 1e6)
-        return {"wall_ms": wall_ms, "cpu_ms": cpu_ms}
+        after = waited_ms()
+        waited = None if before is None or after is None else after - before
+        return {"wall_ms": wall_ms, "cpu_ms": cpu_ms, "waited_ms": waited}
 
     def times(self, models: list[str], provider: str, threads: int) -> dict[str, Any]:
         """Least seconds of a run of each of some models with random inputs, taken in turn."""
@@ -170,10 +170,28 @@ class Worker:
 
     def memory(self) -> dict[str, Any]:
         """Peak memory so far, the runtime's own figures, and processor time."""
+        now = resident()
         return {
-            "peak_mb": peak_memory_mb(),
+            "peak_mb": now.peak_mb,
+            "basis": now.basis,
+            "anonymous_mb": now.anonymous_mb,
+            "file_mb": now.file_mb,
+            "shared_mb": now.shared_mb,
+            "group": self._group_memory(),
             "arena": {} if self.engine is None else dict(self.engine.memory()),
             "cpu_s": time.process_time(),
+        }
+
+    def _group_memory(self) -> dict[str, float | None] | None:
+        held = None if self.group is None else self.group.memory()
+        if held is None:
+            return None
+        before = self.group_before
+        return {
+            "peak_mb": held.peak / 1e6,
+            "over_runner_mb": None if before is None else (held.peak - before) / 1e6,
+            "anonymous_mb": held.anonymous / 1e6,
+            "file_mb": held.file / 1e6,
         }
 
     def end_profiling(self) -> dict[str, Any]:
@@ -192,6 +210,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     # An interrupt of the terminal reaches the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_first()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     # Whatever the runtime prints must not be taken for an answer.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -201,7 +220,10 @@ def main() -> None:
         try:
             answer = getattr(worker, request.pop("do"))(**request)
         except Exception as error:  # the parent reports it, whatever it is
-            answer = {"error": str(error).strip() or type(error).__name__, "kind": type(error).__name__}
+            answer = {
+                "error": str(error).strip() or type(error).__name__,
+                "kind": type(error).__name__,
+            }
         answers.write(json.dumps(answer) + "\n")
 
 
