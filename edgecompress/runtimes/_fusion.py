@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgecompress.model import Model
 from edgecompress.runtimes import FusionCoverage, RuntimeNode
 
-__all__ = ["tag_nodes", "judge", "read_optimized", "OptimizedGraph"]
+__all__ = ["tag_of", "tag_nodes", "judge", "read_optimized", "OptimizedGraph"]
 
 # Kernels that compute on integers, whatever stands around them.
 _KERNEL = re.compile(
@@ -40,12 +40,24 @@ _ABSORBING = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul"})
 
 
 class OptimizedGraph:
-    """Nodes of an optimized graph, and which of its values are integers of at most 16 bits."""
+    """Nodes of an optimized graph, and which of its values are integers of at most 16 bits.
 
-    def __init__(self, nodes: Sequence[RuntimeNode], integers: Iterable[str]) -> None:
+    Args:
+        nodes: In topological order.
+        integers: Names of inputs and constants of such types.
+        initializers: Names of all constants.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[RuntimeNode],
+        integers: Iterable[str],
+        initializers: Iterable[str] = (),
+    ) -> None:
         self.nodes = tuple(nodes)
+        self.initializers = frozenset(initializers)
         self._integers = set(integers)
-        for node in self.nodes:  # in topological order
+        for node in self.nodes:
             self._integers.update(self._integer_outputs(node))
 
     def _integer_outputs(self, node: RuntimeNode) -> Sequence[str]:
@@ -87,10 +99,11 @@ def read_optimized(file: Path, provider: str | None) -> OptimizedGraph:
         RuntimeNode(n.op_type, n.domain, n.name, tuple(n.input), tuple(n.output), provider)
         for n in graph.node
     ]
-    return OptimizedGraph(nodes, integers)
+    return OptimizedGraph(nodes, integers, (t.name for t in graph.initializer))
 
 
-def _tag(index: int) -> str:
+def tag_of(index: int) -> str:
+    """Name of the node at that place in a tagged model."""
     return f"<{index}>"
 
 
@@ -98,7 +111,7 @@ def tag_nodes(model: Model) -> Model:
     """A clone whose nodes in the main graph are named by their place, ``<0>``, ``<1>``, ..."""
     tagged = model.clone()
     for index, node in enumerate(tagged.ir.graph):
-        node.name = _tag(index)
+        node.name = tag_of(index)
     return tagged
 
 
@@ -114,7 +127,7 @@ def judge(
         note: Passed on.
     """
     nodes = list(model.ir.graph)
-    tags = {id(node): _tag(index) for index, node in enumerate(nodes)}
+    tags = {id(node): tag_of(index) for index, node in enumerate(nodes)}
     producers = {value.name: node for node in nodes for value in node.outputs}
     names = [node.name for node in nodes]
     unfused: dict[str, str] = {}

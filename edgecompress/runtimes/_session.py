@@ -14,36 +14,56 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["open_session", "OnnxRuntimeEngine", "INT8_ON_X86"]
+__all__ = [
+    "open_session",
+    "session_options",
+    "split_options",
+    "assignment",
+    "OnnxRuntimeEngine",
+    "INT8_ON_X86",
+    "RECORD_ASSIGNMENT",
+    "CPU",
+]
+
+CPU = "CPUExecutionProvider"
 
 INT8_ON_X86 = {"session.qdqisint8allowed": "1"}
 """Makes onnxruntime on x86 fuse signed activations as it does on ARM, with the same numbers. The
 kernels are slow there, so it is for outputs and for fusion, never for latency."""
 
+RECORD_ASSIGNMENT = {"session.record_ep_graph_assignment_info": "1"}
+"""Lets :func:`assignment` tell which provider took which nodes."""
+
 _ERRORS_ONLY = 3
+# What an engine is told besides the target's own options.
+_OURS = frozenset({"provider", "threads", "trace", "config"})
 
 
-def open_session(
-    source: Path,
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """A target's options as session configuration entries and provider options.
+
+    Keys with a dot, such as ``session.disable_cpu_ep_fallback`` or ``ep.context_enable``, are
+    entries of the session; all others go to the provider.
+    """
+    config: dict[str, str] = {}
+    provider: dict[str, str] = {}
+    for key, value in options.items():
+        if key in _OURS:
+            continue
+        text = str(int(value)) if isinstance(value, bool) else str(value)
+        (config if "." in key else provider)[key] = text
+    return config, provider
+
+
+def session_options(
     *,
-    provider: str,
     threads: int,
     config: Mapping[str, str] | None = None,
     layout: bool = True,
     optimized: Path | None = None,
     profile: Path | None = None,
 ) -> Any:
-    """An ``onnxruntime.InferenceSession`` with all graph optimizations.
-
-    Args:
-        source: The model file.
-        provider: Execution provider; the CPU provider stands behind it.
-        threads: Threads inside an operator.
-        config: More session configuration entries.
-        layout: Allow changes of memory layout, which rename nodes and add transposes.
-        optimized: Write the optimized graph there.
-        profile: Prefix of the file that the profiler writes.
-    """
+    """An ``onnxruntime.SessionOptions``; the arguments are those of :func:`open_session`."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -59,9 +79,58 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
-    fallback = "CPUExecutionProvider"
-    providers = [provider] if provider == fallback else [provider, fallback]
-    return ort.InferenceSession(os.fspath(source), options, providers=providers)
+    return options
+
+
+def open_session(
+    source: Path,
+    *,
+    provider: str,
+    threads: int,
+    provider_options: Mapping[str, str] | None = None,
+    config: Mapping[str, str] | None = None,
+    layout: bool = True,
+    optimized: Path | None = None,
+    profile: Path | None = None,
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` with all graph optimizations.
+
+    Args:
+        source: The model file.
+        provider: Execution provider; the CPU provider stands behind it.
+        threads: Threads inside an operator.
+        provider_options: In the provider's own words, e.g. ``{"device_id": "0"}``.
+        config: More session configuration entries.
+        layout: Allow changes of memory layout, which rename nodes and add transposes.
+        optimized: Write the optimized graph there.
+        profile: Prefix of the file that the profiler writes.
+    """
+    import onnxruntime as ort
+
+    options = session_options(
+        threads=threads, config=config, layout=layout, optimized=optimized, profile=profile
+    )
+    providers = [(provider, dict(provider_options or {}))]
+    if provider != CPU and (config or {}).get("session.disable_cpu_ep_fallback") != "1":
+        providers.append((CPU, {}))
+    # Else it would try again on the CPU alone, and hide why the provider failed.
+    return ort.InferenceSession(os.fspath(source), options, providers=providers, enable_fallback=0)
+
+
+def assignment(session: Any) -> dict[str, tuple[str, int]]:
+    """Provider of each node, by the node's name, and the number of the piece that it lies in.
+
+    A provider that compiles takes pieces of several nodes; others take each node alone. The session
+    must have been opened with :data:`RECORD_ASSIGNMENT`. Nodes are those that the optimizer had
+    left before the providers were asked. Empty where this onnxruntime cannot tell (before 1.24).
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {}
+    return {
+        node.name: (piece.ep_name, number)
+        for number, piece in enumerate(session.get_provider_graph_assignment_info())
+        for node in piece.get_nodes()
+    }
 
 
 class OnnxRuntimeEngine(Engine):
@@ -78,17 +147,35 @@ class OnnxRuntimeEngine(Engine):
         return str(onnxruntime.__version__)
 
     def load(self, path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Open a session; ``config`` in the options holds session configuration entries."""
-        trace = options.get("trace")
-        self.session = open_session(
-            Path(path),
-            provider=options["provider"],
-            threads=options["threads"],
-            config=options.get("config"),
-            profile=None if trace is None else Path(trace),
+        """Open a session.
+
+        ``config`` in the options holds more session configuration entries; see
+        :func:`split_options` for those of the target.
+        """
+        config, provider_options = split_options(options)
+        self.session = self.open(
+            path, options, {**config, **(options.get("config") or {})}, provider_options
         )
         self.names = [output.name for output in self.session.get_outputs()]
         return {"providers": self.session.get_providers()}
+
+    def open(
+        self,
+        path: str,
+        options: Mapping[str, Any],
+        config: Mapping[str, str],
+        provider_options: Mapping[str, str],
+    ) -> Any:
+        """The session that :meth:`load` keeps."""
+        trace = options.get("trace")
+        return open_session(
+            Path(path),
+            provider=options["provider"],
+            threads=options["threads"],
+            provider_options=provider_options,
+            config=config,
+            profile=None if trace is None else Path(trace),
+        )
 
     def bind(self, feeds: dict[str, npt.NDArray[Any]]) -> Callable[[], object]:
         """A run with inputs from numpy, as most applications do it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgecompress.model import DEFAULT_DOMAINS, Model
 from edgecompress.runtimes import (
     Artifact,
     FusionCoverage,
+    Placement,
     Runtime,
     RuntimeNode,
     Session,
@@ -20,7 +22,15 @@ from edgecompress.runtimes import (
     python_of,
 )
 from edgecompress.runtimes._fusion import OptimizedGraph, judge, read_optimized, tag_nodes
-from edgecompress.runtimes._session import INT8_ON_X86, open_session
+from edgecompress.runtimes._placement import Said, place
+from edgecompress.runtimes._session import (
+    CPU,
+    INT8_ON_X86,
+    RECORD_ASSIGNMENT,
+    assignment,
+    open_session,
+    split_options,
+)
 from edgecompress.target import machine_arch
 
 if TYPE_CHECKING:
@@ -31,7 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeSession"]
 
-_CPU = "CPUExecutionProvider"
+_NO_KERNEL = re.compile(
+    r"NOT_IMPLEMENTED.*?implementation for ([\w.:]+)\(\d+\) node with name '([^']*)'"
+)
+_COMPILED = "compiled nodes"
 
 
 class OnnxRuntimeSession(Session):
@@ -101,14 +114,10 @@ class OnnxRuntime(Runtime):
         Where the profile's provider is not installed the CPU provider stands in; for ARM targets on
         x86 it is told to compute what ARM computes.
         """
-        provider, _ = _provider(profile)
         where = str(artifact.path)
         try:
             session = open_session(
-                artifact.path,
-                provider=provider,
-                threads=profile.measurement.threads,
-                config=_config(profile),
+                artifact.path, threads=profile.measurement.threads, **_settings(profile)
             )
         except Exception as error:
             raise _cannot_load(error, where) from error
@@ -116,14 +125,32 @@ class OnnxRuntime(Runtime):
 
     def optimized_nodes(self, model: Model, profile: TargetProfile) -> list[RuntimeNode]:
         """Nodes of the optimized graph, before changes of memory layout, which blur names."""
-        return list(_optimize(model, profile).nodes)
+        return list(_optimized(model, profile).nodes)
 
     def coverage(
         self, model: Model, claimed: Sequence[str], profile: TargetProfile
     ) -> FusionCoverage:
         """Which of the nodes with the outputs ``claimed`` run on integers."""
         _, note = _provider(profile)
-        return judge(model, claimed, _optimize(tag_nodes(model), profile), note)
+        return judge(model, claimed, _optimized(tag_nodes(model), profile), note)
+
+    def placement(self, model: Model, profile: TargetProfile) -> Placement | None:
+        """Where each node runs, from the optimized graph and the graph's assignment."""
+        import onnxruntime
+
+        provider, note = _provider(profile)
+        said = _ask(tag_nodes(model), profile)
+        if not said.assigned and provider != CPU:
+            return None  # an onnxruntime that does not tell its assignment
+        return place(
+            model,
+            said,
+            provider,
+            source=f"graph assignment and optimized graph of onnxruntime {onnxruntime.__version__}",
+            note=note,
+            signed_int8=machine_arch() != "x86_64"
+            or _settings(profile)["config"].get("session.qdqisint8allowed") == "1",
+        )
 
 
 def _provider(profile: TargetProfile) -> tuple[str, str | None]:
@@ -131,19 +158,38 @@ def _provider(profile: TargetProfile) -> tuple[str, str | None]:
     import onnxruntime
 
     if profile.provider not in onnxruntime.get_available_providers():
-        return _CPU, f"{profile.provider} is not installed here; onnxruntime's {_CPU} stood in"
+        return CPU, f"{profile.provider} is not installed here; onnxruntime's {CPU} stood in"
     if profile.device.arch not in ("any", machine_arch()):
         return profile.provider, f"optimized on {machine_arch()} for {profile.device.arch}"
     return profile.provider, None
 
 
-def _config(profile: TargetProfile) -> Mapping[str, str]:
-    foreign_arm = profile.device.arch == "aarch64" and machine_arch() == "x86_64"
-    return INT8_ON_X86 if foreign_arm else {}
-
-
-def _optimize(model: Model, profile: TargetProfile) -> OptimizedGraph:
+def _settings(profile: TargetProfile) -> dict[str, Any]:
+    """Arguments of :func:`open_session` that the profile decides."""
     provider, _ = _provider(profile)
+    config, provider_options = split_options(profile.options)
+    if profile.device.arch == "aarch64" and machine_arch() == "x86_64":
+        config = {**INT8_ON_X86, **config}
+    if provider != profile.provider:
+        provider_options = {}  # they are the target's own provider's
+        config.pop("session.disable_cpu_ep_fallback", None)
+    return {"provider": provider, "provider_options": provider_options, "config": config}
+
+
+def _optimized(model: Model, profile: TargetProfile) -> OptimizedGraph:
+    optimized = _ask(model, profile).optimized
+    if optimized is None:
+        raise MeasurementError(
+            f"{profile.provider} compiles the graph and does not show it",
+            where=str(model.path or "model"),
+            cure="look at the placement instead",
+        )
+    return optimized
+
+
+def _ask(model: Model, profile: TargetProfile) -> Said:
+    """What onnxruntime says of a model."""
+    settings = _settings(profile)
     with ScratchFolder() as folder:
         source, target = folder / "model.onnx", folder / "optimized.onnx"
         model.save(source)
@@ -151,19 +197,31 @@ def _optimize(model: Model, profile: TargetProfile) -> OptimizedGraph:
             "session.optimized_model_external_initializers_file_name": "optimized.data",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
+        config = {**settings.pop("config"), **RECORD_ASSIGNMENT}
+        shown = True
         try:
-            session = open_session(
-                source,
-                provider=provider,
-                threads=1,
-                config={**_config(profile), **weights},
-                layout=False,
-                optimized=target,
-            )
+            try:
+                session = open_session(
+                    source,
+                    threads=1,
+                    config={**config, **weights},
+                    layout=False,
+                    optimized=target,
+                    **settings,
+                )
+            except Exception as error:
+                if _COMPILED not in str(error):
+                    raise
+                shown = False
+                session = open_session(source, threads=1, config=config, layout=False, **settings)
         except Exception as error:
             raise _cannot_load(error, str(model.path or "model")) from error
-        only = session.get_providers() == [_CPU]
-        return read_optimized(target, _CPU if only else None)
+        only = session.get_providers() == [CPU]
+        return Said(
+            assigned=assignment(session),
+            optimized=read_optimized(target, CPU if only else None) if shown else None,
+            compiled=not shown,
+        )
 
 
 def _kernel_versions() -> dict[tuple[str, str], list[tuple[int, int]]]:
@@ -200,8 +258,16 @@ def _refusal(
 
 
 def _cannot_load(error: Exception, where: str) -> MeasurementError:
+    line = _first_line(error)
+    if found := _NO_KERNEL.search(line):
+        op, node = found.groups()
+        return MeasurementError(
+            f"onnxruntime has no kernel of {op} for the types at node {node!r}",
+            where=where,
+            cure="cast its inputs to a type that the operator's kernels take, such as float32",
+        )
     return MeasurementError(
-        f"onnxruntime could not load it: {_first_line(error)}",
+        f"onnxruntime could not load it: {line}",
         where=where,
         cure="export the model again, or name another target",
     )

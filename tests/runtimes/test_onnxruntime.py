@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from edgecompress import target
-from edgecompress.machine.host import host
 from edgecompress.errors import MeasurementError, TargetError
+from edgecompress.machine.host import host
 from edgecompress.model import Model
 from edgecompress.runtimes import Artifact, runtime_class, runtime_names
 from tests.models import from_text, small_cnn
