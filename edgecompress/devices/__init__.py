@@ -63,11 +63,13 @@ class Device(ABC):
     Attributes:
         scheme: Name of the member, and first part of its addresses.
         timed: Whether times taken there mean anything; emulation is for outputs only.
+        here: Whether it runs on this machine's processors, so that their other load disturbs it.
         address: What the user wrote.
     """
 
     scheme: ClassVar[str]
     timed: ClassVar[bool] = True
+    here: bool = False
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -97,6 +99,10 @@ class Device(ABC):
         Raises:
             MeasurementError: The connection was lost.
         """
+
+    def warnings(self) -> list[str]:
+        """What to know about times taken since it was connected, such as that it got hot."""
+        return []
 
     @abstractmethod
     def start(

@@ -25,6 +25,7 @@ class Local(Device):
     """This machine; each model runs in a worker process of its own."""
 
     scheme: ClassVar[str] = "local"
+    here = True
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory()
@@ -69,6 +70,7 @@ class Local(Device):
             runtime=profile.runtime,
             threads=settings.threads,
             timeout_seconds=settings.timeout_seconds,
+            memory_limit_mb=settings.memory_limit_mb,
         )
         try:
             engine = runtime_class(profile.runtime).engine
