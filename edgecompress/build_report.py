@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from edgecompress.agreement import Agreement
 from edgecompress.build_state import BuildState, Step
 from edgecompress.delivery import MANIFEST_SCHEMA
 from edgecompress.errors import BuildError
 from edgecompress.inspection import inspect_model
 from edgecompress.layer_table import layer_table
 from edgecompress.measure import Measurement
+from edgecompress.report.agreement import departure_lines
 from edgecompress.report.data import (
     BudgetVerdict,
     ChangeReport,
@@ -26,28 +28,57 @@ from edgecompress.report.data import (
     SourceRecord,
     StepReport,
 )
+from edgecompress.report.placement import placement_info
+from edgecompress.runtimes import Placement
 from edgecompress.step_cache import versions
 
-__all__ = ["build_report", "error_report", "manifest"]
+__all__ = ["OnTarget", "build_report", "error_report", "manifest"]
+
+
+@dataclass(frozen=True)
+class OnTarget:
+    """What the target's runtime makes of the last kept model.
+
+    Attributes:
+        coverage: How many of the claimed nodes run on integers.
+        agreement: Whether it computes what the file says.
+        placement: Where each node runs.
+    """
+
+    coverage: Coverage | None = None
+    agreement: Agreement | None = None
+    placement: Placement | None = None
 
 
 def build_report(
     state: BuildState,
     measured: Mapping[int, Measurement],
-    coverage: Coverage | None,
+    on_target: OnTarget,
     verdicts: Sequence[BudgetVerdict],
 ) -> Report:
-    """The report of a build that took all its steps; it passed if all budgets did.
+    """The report of a build that took all its steps.
+
+    It passed if all budgets did, and if the target computes what the file says.
 
     Args:
         state: The build.
         measured: By the ``id`` of its step.
-        coverage: Fusion coverage of the last kept model.
+        on_target: What became of the last kept model there.
         verdicts: Verdicts on it.
     """
-    status: Literal["passed", "failed"] = "passed" if all(v.passed for v in verdicts) else "failed"
+    agreement = on_target.agreement
+    good = all(v.passed for v in verdicts) and (agreement is None or agreement.passed)
+    if agreement is not None:
+        state.notes.extend(departure_lines(agreement))
     layers = _layers(state, measured)
-    return _report(state, status, measured, coverage=coverage, budgets=[*verdicts], layers=layers)
+    return _report(
+        state,
+        "passed" if good else "failed",
+        measured,
+        on_target=on_target,
+        budgets=[*verdicts],
+        layers=layers,
+    )
 
 
 def error_report(state: BuildState, error: BuildError) -> Report:
@@ -61,7 +92,7 @@ def _report(
     measured: Mapping[int, Measurement],
     *,
     error: dict[str, Any] | None = None,
-    coverage: Coverage | None = None,
+    on_target: OnTarget = OnTarget(),
     budgets: Sequence[BudgetVerdict] = (),
     layers: Sequence[LayerReport] = (),
 ) -> Report:
@@ -78,7 +109,9 @@ def _report(
         steps=[_step_report(step, measured.get(id(step))) for step in state.steps],
         search=None if state.search is None else state.search.report(),
         layers=[*layers],
-        coverage=coverage,
+        coverage=on_target.coverage,
+        agreement=on_target.agreement,
+        placement=None if on_target.placement is None else placement_info(on_target.placement),
         budgets=[*budgets],
         files=[],
         notes=state.notes,

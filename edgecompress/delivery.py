@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from edgecompress.errors import OutputError
 from edgecompress.model import Model
 from edgecompress.report import write_html, write_json, write_junit
 from edgecompress.report.data import FileRecord, Report
+from edgecompress.runtimes import Artifact
 
 __all__ = ["check_output", "claim_output", "deliver", "deliver_report", "MANIFEST_SCHEMA"]
 
@@ -36,8 +40,8 @@ def check_output(output: Path, source: Path) -> None:
     """
     _check_place(output)
     # An earlier build's files are replaced; a model of the user's own never is.
-    foreign = [] if _is_ours(output) else [n for n in _WRITTEN if (output / n).exists()]
-    if foreign:
+    foreign = [name for name in _WRITTEN if (output / name).exists()]
+    if foreign and _earlier_report(output) is None:
         raise OutputError(
             f"holds {', '.join(foreign)} that no build of edgecompress has written",
             where=str(output),
@@ -87,17 +91,27 @@ def _check_place(output: Path) -> None:
             raise OutputError("is a file, expected a folder", where=str(folder), cure=_CURE)
 
 
-def _is_ours(output: Path) -> bool:
-    """Whether an earlier build of ours wrote its report there."""
+def _earlier_report(output: Path) -> dict[str, Any] | None:
+    """What an earlier build of ours reported there."""
     try:
         report = json.loads((output / _REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(report, dict) and str(report.get("tool", "")).startswith("edgecompress ")
+        return None
+    ours = isinstance(report, dict) and str(report.get("tool", "")).startswith("edgecompress ")
+    return report if ours else None
 
 
-def deliver(output: Path, model: Model, report: Report, manifest: dict[str, Any]) -> Report:
+def deliver(
+    output: Path,
+    model: Model,
+    report: Report,
+    manifest: dict[str, Any],
+    prepared: Artifact | None = None,
+) -> Report:
     """Write model, manifest and report; returns the report with the files' digests.
+
+    Where the target's runtime loads files of its own, these are delivered beside the ONNX file they
+    were made of; a folder of files, such as a CoreML package, as one archive.
 
     A model that failed a budget is delivered as ``rejected.onnx``, without a manifest, and an
     earlier ``model.onnx`` of ours is removed: who takes that file has one that passed, or none.
@@ -107,14 +121,57 @@ def deliver(output: Path, model: Model, report: Report, manifest: dict[str, Any]
     """
     passed = report.status == "passed"
     name = "model.onnx" if passed else "rejected.onnx"
-    with _aside(output, owned=_earlier(output), model=model) as aside:
-        written = [FileRecord(**_record(file)) for file in model.save(aside / name)]
+    owned = _earlier(output)
+    with _aside(output, owned=owned, model=model) as aside:
+        files_written = model.save(aside / name)
+        if passed and prepared is not None:
+            own = _own_files(prepared, aside)
+            _check_free(output, [file.name for file in own], owned)
+            files_written += own
+        written = [FileRecord(**_record(file)) for file in files_written]
         report = report.model_copy(update={"files": written})
         _write_report(aside, report)
         if passed:
             text = {**manifest, "files": [record.model_dump() for record in written]}
             files.write_text(aside / "manifest.json", json.dumps(text, indent=2) + "\n")
     return report
+
+
+def _check_free(output: Path, wanted: Collection[str], owned: Collection[str]) -> None:
+    """Refuse to replace files that no build of ours has written."""
+    foreign = [name for name in wanted if name not in owned and (output / name).exists()]
+    if foreign:
+        raise OutputError(
+            f"holds {', '.join(foreign)} that no build of edgecompress has written",
+            where=str(output),
+            cure=f"{_CURE}, or move what is there",
+        )
+
+
+def _own_files(prepared: Artifact, folder: Path) -> list[Path]:
+    """The files that the target's runtime loads, without those that hold the ONNX graph itself."""
+    if prepared.path.suffix == ".onnx":
+        return []
+    places = {file.parent for file in prepared.files}
+    if len(places) > 1:
+        return [_archive(prepared.files, folder)]
+    # What a converter leaves beside them belongs to them, such as lists of operators.
+    beside = sorted(
+        file for file in prepared.path.parent.iterdir() if file.is_file() and file.suffix != ".onnx"
+    )
+    return [Path(shutil.copy(file, folder / file.name)) for file in beside]
+
+
+def _archive(parts: Collection[Path], folder: Path) -> Path:
+    """A folder as one file; the same bytes for the same contents."""
+    top = Path(os.path.commonpath(parts))
+    archive = folder / f"{top.name}.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as whole:
+        for file in sorted(parts):
+            entry = zipfile.ZipInfo((Path(top.name) / file.relative_to(top)).as_posix())
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            whole.writestr(entry, file.read_bytes())
+    return archive
 
 
 def deliver_report(output: Path, report: Report) -> None:
@@ -129,7 +186,11 @@ def deliver_report(output: Path, report: Report) -> None:
 
 def _earlier(output: Path) -> tuple[str, ...]:
     """Files of an earlier build, which would contradict this one's report."""
-    return _MODELS if _is_ours(output) else ()
+    report = _earlier_report(output)
+    if report is None:
+        return ()
+    listed = [str(each.get("name", "")) for each in report.get("files", [])]
+    return (*_MODELS, *(name for name in listed if name and Path(name).name == name))
 
 
 @contextlib.contextmanager

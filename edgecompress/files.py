@@ -9,6 +9,7 @@ knows those of the dead, and removes them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -112,6 +113,9 @@ def write_aside(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        else:  # an interrupt came between making the file and knowing its name
+            with contextlib.suppress(OSError):
+                _remove_dead(path.parent, f".{path.name}.", _PART)
         held.release()
 
 

@@ -12,7 +12,7 @@ import time
 from math import isinf
 from pathlib import Path
 
-from edgecompress.build_report import build_report, error_report, manifest
+from edgecompress.build_report import OnTarget, build_report, error_report, manifest
 from edgecompress.build_search import never_slower, take_best
 from edgecompress.build_state import SOURCE, BuildState, Step
 from edgecompress.data.calibration import CalibrationSet
@@ -69,7 +69,7 @@ def build(
 
 def _build(recipe: Recipe, folder: Path, use_cache: bool, progress: Progress) -> Report:
     loaded, data, metric = _open(recipe, progress)
-    with Evaluator(_profile(recipe), data, metric, progress) as evaluator:
+    with Evaluator(_profile(recipe), data, metric, progress=progress) as evaluator:
         evaluator.check(loaded.model)
         bench = _bench(recipe, loaded.model, evaluator, use_cache, progress)
         bench.cache.tidy()
@@ -322,9 +322,15 @@ def _finish(state: BuildState) -> Report:
         allow_estimate=state.recipe.target.allow_estimate,
     )
     coverage = state.evaluator.coverage(final.model, claimed)
+    agreement = placement = prepared = None
+    if state.evaluator.present[0]:
+        prepared = state.evaluator.artifact(final.model)
+        state.notes.extend(prepared.notes)
+        agreement = state.evaluator.agreement(final.model)
+        placement = state.evaluator.placement(final.model)
     if state.search is not None:
         state.notes.extend(search_notes(state.search.report(), state.evaluator.metric_name))
     if state.cache.trouble is not None:
         state.notes.append(state.cache.trouble)
-    report = build_report(state, measured, coverage, verdicts)
-    return deliver(state.output, final.model, report, manifest(state, report))
+    report = build_report(state, measured, OnTarget(coverage, agreement, placement), verdicts)
+    return deliver(state.output, final.model, report, manifest(state, report), prepared)
