@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from edgecompress.agreement import Agreement
 from edgecompress.measure import Measurement
-from edgecompress.report.data import BudgetVerdict, Coverage, SensitivityReport, SkipReport
+from edgecompress.report.data import BudgetVerdict, Coverage, SensitivityReport
 
 __all__ = [
     "LayerInfo",
@@ -17,7 +18,6 @@ __all__ = [
     "PlannedStep",
     "PlannedCandidate",
     "Plan",
-    "ProfileResult",
     "ValidationResult",
     "NodeSqnr",
     "RangeFit",
@@ -143,15 +143,6 @@ class Plan(_Result):
     output: str
 
 
-class ProfileResult(_Result):
-    """What ``edgecompress profile`` measured on the target's runtime."""
-
-    model: str
-    target: str
-    measurement: Measurement
-    unsupported: list[SkipReport]
-
-
 class ValidationResult(_Result):
     """What ``edgecompress validate`` found: each budget with its verdict."""
 
@@ -164,6 +155,7 @@ class ValidationResult(_Result):
     reference_metric: float | None
     measurement: Measurement
     coverage: Coverage | None
+    agreement: Agreement | None = None
     budgets: list[BudgetVerdict]
 
 

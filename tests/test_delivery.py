@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from edgecompress.delivery import check_output, deliver, deliver_report
 from edgecompress.errors import OutputError
 from edgecompress.report.data import Report
+from edgecompress.runtimes import Artifact
 from tests.models import small_cnn
 from tests.recipes import BROKEN_OFF, DELIVERED, names
 from tests.reports import sample_report
@@ -53,6 +56,57 @@ def test_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     give(tmp_path, "failed")
     assert names(tmp_path) == {*REJECTED, "notes.txt"}
+
+
+def prepared(folder: Path, *parts: str) -> Artifact:
+    """Files that a runtime would load, each holding its own name."""
+    for part in parts:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        (folder / part).write_text(part)
+    return Artifact(tuple(folder / part for part in parts))
+
+
+def test_files_of_the_runtime_come_with_what_lies_beside_them(tmp_path: Path) -> None:
+    made = prepared(tmp_path / "made", "model.ort")
+    (tmp_path / "made" / "operators.config").write_text("Conv")
+    (tmp_path / "made" / "model.onnx").write_text("what it was made of")
+    output = tmp_path / "out"
+    told = deliver(output, MODEL, report("passed"), {"schema": 1}, made)
+    assert names(output) == {*DELIVERED, "model.ort", "operators.config"}
+    assert [file.name for file in told.files] == ["model.onnx", "model.ort", "operators.config"]
+    assert (output / "model.ort").read_text() == "model.ort"
+    assert (output / "model.onnx").stat().st_size > 100
+    give(output, "failed")  # and go with the build that they belong to
+    assert names(output) == REJECTED
+
+
+def test_a_rejected_model_has_no_files_of_the_runtime(tmp_path: Path) -> None:
+    made = prepared(tmp_path / "made", "model.tflite")
+    deliver(tmp_path / "out", MODEL, report("failed"), {"schema": 1}, made)
+    assert names(tmp_path / "out") == REJECTED
+
+
+def test_a_folder_of_files_is_one_archive_of_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for run in ("a", "b"):
+        parts = ("m.mlpackage/Manifest.json", "m.mlpackage/Data/weights/weight.bin")
+        made = prepared(tmp_path / run / "made", *parts)
+        deliver(tmp_path / run / "out", MODEL, report("passed"), {"schema": 1}, made)
+        found.append((tmp_path / run / "out" / "m.mlpackage.zip").read_bytes())
+    assert found[0] == found[1]
+    with zipfile.ZipFile(io.BytesIO(found[0])) as archive:
+        assert sorted(archive.namelist()) == sorted(parts)
+
+
+def test_a_users_own_file_of_the_runtimes_name_is_never_touched(tmp_path: Path) -> None:
+    made = prepared(tmp_path / "made", "model.tflite")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "model.tflite").write_text("mine")
+    with pytest.raises(OutputError, match=r"model\.tflite that no build"):
+        deliver(output, MODEL, report("passed"), {"schema": 1}, made)
+    assert names(output) == {"model.tflite"}
+    assert (output / "model.tflite").read_text() == "mine"
 
 
 def test_the_report_in_hand_is_the_report_on_disk(tmp_path: Path) -> None:

@@ -45,6 +45,15 @@ def test_a_missing_extra_is_no_illness_and_names_its_command(here: Diagnosis) ->
         "extra demo",
         "extra images",
         "extra yaml",
+        "extra browser",
+        "extra coreml",
+        "extra ethos",
+        "extra litert",
+        "extra mnn",
+        "extra ncnn",
+        "extra openvino",
+        "extra qnn",
+        "extra runtimes",
     }
     for check in extras:
         extra = check.name.removeprefix("extra ")

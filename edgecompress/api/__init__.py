@@ -3,7 +3,7 @@
 Importing it loads neither torch nor onnx: each function imports what it needs.
 """
 
-from edgecompress.api.judging import compare, profile, validate
+from edgecompress.api.judging import compare, validate
 from edgecompress.api.looking import (
     doctor,
     inspect,
@@ -14,6 +14,7 @@ from edgecompress.api.looking import (
     targets,
 )
 from edgecompress.api.making import build, compress, export, init
+from edgecompress.api.profiling import profile
 
 __all__ = [
     "init",

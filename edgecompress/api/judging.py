@@ -10,63 +10,13 @@ from edgecompress.errors import DataError, RecipeError
 from edgecompress.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from edgecompress.results import (
-        Comparison,
-        ProfileResult,
-        ValidationResult,
-    )
+    from edgecompress.results import Comparison, ValidationResult
 
-__all__ = ["profile", "validate", "compare"]
+__all__ = ["validate", "compare"]
 
 StrPath = str | os.PathLike[str]
 
 _AGAINST_REFERENCE = ("latency_ratio", "size_ratio", "metric_drop")
-
-
-def profile(
-    model: StrPath,
-    *,
-    target: str = "host",
-    threads: int | None = None,
-    batch: int = 1,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    progress: Progress = silent,
-) -> ProfileResult:
-    """Measure latency, memory and the time of each operator on a target.
-
-    Args:
-        model: An ``.onnx`` file, or any other source of a recipe.
-        target: Name of the target.
-        threads: Threads, instead of the target's.
-        batch: What a symbolic first dimension of the inputs counts.
-        shapes: Shapes of single inputs, by name.
-        progress: Told how far the work is.
-
-    Raises:
-        InputError: The model or target cannot be used.
-        MeasurementError: The runtime cannot run the model.
-    """
-    from edgecompress.evaluation import Evaluator, load_target
-    from edgecompress.report.data import SkipReport
-    from edgecompress.results import ProfileResult
-    from edgecompress.sources import load
-
-    loaded = load(model).model
-    with Evaluator(load_target(target, threads=threads), progress=progress) as evaluator:
-        refused = evaluator.runtime.unsupported(loaded, evaluator.profile)
-        if not refused:
-            feeds = evaluator.feeds(loaded, batch, shapes)
-        measurement = (
-            evaluator.not_run(loaded, "the runtime does not support all operators")
-            if refused
-            else evaluator.measure({"model": loaded}, feeds=feeds)["model"]
-        )
-        return ProfileResult(
-            model=os.fspath(model),
-            target=evaluator.profile.name,
-            measurement=measurement,
-            unsupported=[SkipReport(node=u.node, op=u.op, reason=u.reason) for u in refused],
-        )
 
 
 def validate(
@@ -123,7 +73,7 @@ def validate(
         folder=source.folder or origin.folder,
         preprocess=source.preprocess or origin.preprocess,
     )
-    with Evaluator(load_target(target), rows, judge, progress) as evaluator:
+    with Evaluator(load_target(target), rows, judge, progress=progress) as evaluator:
         evaluator.check(judged)
         models = {"model": judged} if against is None else {"reference": against, "model": judged}
         measured = evaluator.measure(models, reference=None if against is None else "reference")
@@ -143,16 +93,18 @@ def validate(
                 metric_drop=evaluator.drop(before, figure),
             ),
         )
+        agreement = evaluator.agreement(judged) if evaluator.present[0] else None
         return ValidationResult(
             model=os.fspath(model),
             reference=None if reference is None else os.fspath(reference),
             target=evaluator.profile.name,
-            passed=all(v.passed for v in verdicts),
+            passed=all(v.passed for v in verdicts) and (agreement is None or agreement.passed),
             metric=None if judge is None else judge.name,
             metric_value=None if figure is None else figure.value,
             reference_metric=None if before is None else before.value,
             measurement=measured["model"],
             coverage=evaluator.coverage(judged, quantized_layers(judged)),
+            agreement=agreement,
             budgets=verdicts,
         )
 
@@ -227,7 +179,7 @@ def compare(
     )
     if rows is None or judge is None:
         raise DataError("names no rows to compare on", where=os.fspath(data))
-    with Evaluator(load_target("host"), rows, judge, progress) as evaluator:
+    with Evaluator(load_target("host"), rows, judge, progress=progress) as evaluator:
         figures = [evaluator.judge(model, first) for model in (first, second)]
     found = diagnose(first, second, rows, Setting(progress=progress))
     ends = {spec.name for spec in first.signature.outputs}

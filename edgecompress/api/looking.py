@@ -142,9 +142,9 @@ def sensitivity(
         PassError: The target takes none of the formats, or the model is quantized already.
     """
     from edgecompress import files
-    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context
+    from edgecompress.machine.host import host
     from edgecompress.quantization.mixed import (
         MixSettings,
         available_formats,

@@ -76,6 +76,7 @@ def command(
 def _text(result: ValidationResult) -> str:
     from edgecompress.cli.texts import budgets, measurement
     from edgecompress.report import format as fmt
+    from edgecompress.report.agreement import departure_lines
 
     lines = [f"{result.model} on {result.target}", measurement(result.measurement)]
     if result.metric is not None:
@@ -85,5 +86,7 @@ def _text(result: ValidationResult) -> str:
         )
     if result.coverage is not None:
         lines.append(f"fusion coverage: {result.coverage.fused} of {result.coverage.claimed} nodes")
+    if result.agreement is not None:
+        lines += departure_lines(result.agreement)
     lines += ["", budgets(result.budgets), "", "PASSED" if result.passed else "FAILED"]
     return "\n".join(lines)

@@ -13,6 +13,8 @@ __all__ = [
     "pass_option",
     "budget_option",
     "shape_option",
+    "shapes_option",
+    "dims_option",
     "input_option",
     "text_option",
     "bytes_option",
@@ -57,6 +59,21 @@ def shape_option(value: str) -> tuple[str, tuple[int, ...]]:
     if not equals or not name or not all(d.isascii() and d.isdigit() for d in dims):
         raise click.BadParameter(f"expected input=1x3x224x224, got {value!r}")
     return name, tuple(map(int, dims))
+
+
+def shapes_option(value: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """``input=1x16,1x64``: an input and one or several shapes."""
+    name, _, text = value.rpartition("=")
+    return name or value, tuple(shape_option(f"{name}={each}")[1] for each in text.split(","))
+
+
+def dims_option(value: str) -> tuple[str, tuple[int, ...]]:
+    """``sequence=16,64,128``: a symbolic dimension and one or several numbers."""
+    name, equals, text = value.rpartition("=")
+    numbers = text.split(",")
+    if not (equals and name and all(n.isascii() and n.isdigit() and int(n) for n in numbers)):
+        raise click.BadParameter(f"expected dimension=16,64,128, got {value!r}")
+    return name, tuple(map(int, numbers))
 
 
 def input_option(value: str) -> tuple[str, str]:

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from edgecompress.agreement import Agreement
 from edgecompress.measure import Measurement
+from edgecompress.report.placement import PlacementInfo
 
 __all__ = [
     "Report",
@@ -285,6 +287,8 @@ class Report(_Record):
     search: SearchReport | None = None
     layers: list[LayerReport]
     coverage: Coverage | None
+    agreement: Agreement | None = None
+    placement: PlacementInfo | None = None
     budgets: list[BudgetVerdict]
     files: list[FileRecord]
     notes: list[str]

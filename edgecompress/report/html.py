@@ -6,6 +6,7 @@ import base64
 import hashlib
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgecompress import files
 from edgecompress.measure import Conditions, Measurement
@@ -13,7 +14,10 @@ from edgecompress.report import factorization, factorization_tables, figures
 from edgecompress.report import format as fmt
 from edgecompress.report.data import Report, SkipReport
 
-__all__ = ["html_text", "write_html"]
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["environment", "html_text", "write_html"]
 
 
 def write_html(report: Report, path: Path) -> None:
@@ -32,26 +36,12 @@ def html_text(report: Report) -> str:
     nevertheless, the page's content security policy lets no script run but the one that sorts
     tables, which is named by its hash.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
     from edgecompress.report import candidates, factorization_picture, picture, sensitivity
+    from edgecompress.report.agreement import departure_lines
+    from edgecompress.report.placement import placement_lines
 
-    def visible(value: object) -> object:
-        """Take away characters that would hide or turn around what is written."""
-        is_text = isinstance(value, str) and not isinstance(value, Markup)
-        return fmt.clean(str(value)) if is_text else value
-
-    environment = Environment(
-        loader=PackageLoader("edgecompress", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = environment.get_template("sort.html.j2").render()
-    return environment.get_template("page.html.j2").render(
+    template, shared = environment("page.html.j2")
+    return template.render(
         report=report,
         figures=figures,
         fmt=fmt,
@@ -64,10 +54,36 @@ def html_text(report: Report) -> str:
         before=figures.before(report),
         after=figures.after(report),
         by_reason=by_reason,
+        agreement_lines=departure_lines,
+        placement_lines=placement_lines,
         conditions=_conditions(report),
-        script=Markup(script),  # a file of this package, without anything filled in
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **shared,
     )
+
+
+def environment(page: str) -> tuple[Template, dict[str, Any]]:
+    """A template of this folder, and what all pages are given: the script and its hash."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def visible(value: object) -> object:
+        """Take away characters that would hide or turn around what is written."""
+        is_text = isinstance(value, str) and not isinstance(value, Markup)
+        return fmt.clean(str(value)) if is_text else value
+
+    templates = Environment(
+        loader=PackageLoader("edgecompress", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = templates.get_template("sort.html.j2").render()
+    return templates.get_template(page), {
+        "script": Markup(script),  # a file of this package, without anything filled in
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 def by_reason(skipped: list[SkipReport]) -> list[tuple[str, list[SkipReport]]]:
