@@ -7,9 +7,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # More arguments for pytest: make test ARGS="-k cleanup"
 ARGS ?=
+# Processes that share the test files; 0 runs them one by one in this one.
+WORKERS ?= 2
+SHARED := -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-quantization bench-factorization clean
+.PHONY: help demo test test-all lint bench bench-quantization bench-factorization bench-runtimes clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' \
@@ -20,10 +23,10 @@ demo: $(READY) ## Train, compress and measure a small model, and write its repor
 	@$(BIN)/edgecompress build examples/demo/recipe.toml
 
 test: $(READY) ## Run the tests, without the slow ones
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(SHARED) -m "not slow" $(ARGS)
 
 test-all: $(READY) ## Run all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 lint: $(READY) ## Check style, types and who imports whom
 	@$(BIN)/ruff check --quiet .
@@ -43,6 +46,11 @@ bench-quantization: $(READY) ## Compare with all other quantizers
 # make bench-factorization ARGS="--only ablation,time --models minilm --readme"
 bench-factorization: $(READY) ## Compare with plain SVD and SVD-LLM
 	@PYTHONPATH=benchmarks $(BIN)/python -m factorization --write docs/factorization.md $(ARGS)
+
+# Node and Chromium bring the browser's row, RKNN (an environment of its own) its simulator:
+# make bench-runtimes ARGS="--models MiniLM --targets openvino-cpu"
+bench-runtimes: $(READY) ## Give MobileNet and MiniLM to every runtime here
+	@$(BIN)/python benchmarks/runtimes.py --write docs/targets.md --readme $(ARGS)
 
 clean: ## Remove build outputs and caches; .venv stays
 	@rm -rf build dist out demo-output .edgecompress *.egg-info .coverage \
@@ -64,5 +72,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time, mostly torch ..."
 	@test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e ".[dev,demo,images,yaml]"
+		-c constraints.txt -e ".[dev,demo,images,yaml,runtimes]"
 	@touch $@

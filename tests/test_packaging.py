@@ -117,8 +117,9 @@ def third_party(file: Path) -> Iterator[tuple[str, int, bool]]:
         or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
         for node in ast.walk(block)
     }
-    # _typeshed exists for type checkers only.
-    own = sys.stdlib_module_names | {"edgecompress", "_typeshed"}
+    # _typeshed exists for type checkers only; onnxruntime.tools.ort_format_model puts the second
+    # on the path; RKNN's toolkit lives in an environment of its own.
+    own = sys.stdlib_module_names | {"edgecompress", "_typeshed", "ort_flatbuffers_py", "rknn"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
