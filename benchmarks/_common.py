@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,19 @@ def arrays_on_disk(data: CalibrationSet) -> Iterator[dict[str, str]]:
             files[name] = os.fspath(Path(folder) / f"{number}.npy")
             np.save(files[name], np.concatenate([batch[name] for batch in batches]))
         yield files
+
+
+def between(text: str, markers: tuple[str, str], new: str) -> str:
+    """``text`` with what stands between two markers replaced.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    begin, end = markers
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"expected a line {begin!r} and, behind it, a line {end!r}")
+    return pattern.sub(lambda _: f"{begin}\n{new}\n{end}", text, count=1)
 
 
 def note(text: str) -> None:

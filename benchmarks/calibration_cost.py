@@ -238,9 +238,9 @@ class _InMemory(InMemory):
 
 def _prepared(recipe: Recipe) -> tuple[Model, Quantize, Constraints, Any]:
     """The model after ``cleanup``, the pass ``quantize``, the target's demands, and the data."""
-    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, run_pass
+    from edgecompress.machine.host import host
 
     cleanup, quantize = recipe.passes
     model, data = opened(recipe)

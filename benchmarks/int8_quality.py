@@ -318,9 +318,9 @@ def quantize_by_onnxruntime(source: str, arrays: dict[str, str], method: str, ou
 
 def run_passes(recipe: dict[str, Any], output: str) -> None:
     """In a fresh process: the recipe's passes, without judging or measuring anything."""
-    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, run_pass
+    from edgecompress.machine.host import host
 
     given = recipe_of(recipe)
     model, data = opened(given)

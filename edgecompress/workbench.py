@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecompress.machine.host import host
 from edgecompress.evaluation import Evaluator, MetricFigure
 from edgecompress.graph_pass import Applied, Context, Pass, run_pass
+from edgecompress.machine.host import host
 from edgecompress.measure import Measurement
 from edgecompress.metrics import MetricSpec
 from edgecompress.model import Model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecompress import evaluation, pipeline
+from edgecompress import pipeline, target_at_hand
 from edgecompress.graph_pass import Applied, Change, Context, make_pass, run_pass
 from edgecompress.model import Model
 from edgecompress.report.data import CandidateReport, GiveBackReport, Report
@@ -164,7 +164,7 @@ def chosen(report: Report) -> CandidateReport:
 
 def test_what_loses_too_much_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_inputs(tmp_path)
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
     report = build(tmp_path, COARSE, 1e-3)
     best = chosen(report)
     assert report.search is not None
@@ -187,7 +187,7 @@ def test_nothing_is_given_back_where_nothing_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_inputs(tmp_path)
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
     report = build(tmp_path, {**COARSE, "method": "percentile", "percentile": 51}, 1e-9)
     assert chosen(report).name == "float"
     assert report.search is not None
@@ -217,7 +217,7 @@ def test_what_got_slower_goes_back_if_that_helps(
     def told(model: Model) -> float:
         return speed(model) if helps or not is_quantized(model) else 1.1
 
-    monkeypatch.setattr(evaluation, "measure", timed(told, kernels))
+    monkeypatch.setattr(target_at_hand, "measure", timed(told, kernels))
     report = build(tmp_path, QUANTIZE, 0.05)
     assert report.search is not None
     status = {each.name: (each.status, each.reason) for each in report.search.candidates}

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from edgecompress import delivery, pipeline, step_cache, target, workbench
 from edgecompress.cli import console as cli_console
 from edgecompress.cli import main
-from edgecompress.machine.host import host
 from edgecompress.errors import DataError, MeasurementError, PassError, RecipeError
 from edgecompress.graph_pass import Applied
+from edgecompress.machine.host import host
 from edgecompress.model import Model
 from edgecompress.report.data import Report
 from tests.models import from_text

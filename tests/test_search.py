@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edgecompress import api, evaluation, pipeline, workbench
+from edgecompress import api, evaluation, pipeline, target_at_hand, workbench
 from edgecompress.cli import console as cli_console
 from edgecompress.cli import main
 from edgecompress.constraints import Constraints, WeightOnlyFormat
@@ -54,12 +54,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def int8_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
 
 
 @pytest.fixture
 def int8_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 1.2 if is_quantized(m) else 1.0))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 1.2 if is_quantized(m) else 1.0))
 
 
 def own(**passes: dict[str, Any]) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_passes_in_front_that_make_float_slower_are_taken_back(
     def speed(model: Model) -> float:
         return 2.0 if is_quantized(model) else 1.5 if model.opset > 20 else 1.0
 
-    monkeypatch.setattr(evaluation, "measure", timed(speed))
+    monkeypatch.setattr(target_at_hand, "measure", timed(speed))
     changes = {"pass": [{**CLEANUP, "opset": 21}]}
     report = build(folder, own(good=QUANTIZE), **changes)
     assert statuses(report)["float"] == "chosen"
@@ -304,7 +304,7 @@ def test_the_last_measurement_has_the_last_word(
         calls.append(model)
         return 0.9 if len(calls) == 1 else 1.1
 
-    monkeypatch.setattr(evaluation, "measure", timed(speed))
+    monkeypatch.setattr(target_at_hand, "measure", timed(speed))
     report = build(folder, own(good=QUANTIZE))
     assert statuses(report) == {"float": "chosen", "good": "slower than float"}
     assert [s.status for s in report.steps] == ["source", "kept", "rolled back"]
@@ -432,7 +432,7 @@ def test_at_the_end_of_the_time_the_best_so_far_is_delivered(
 def test_a_second_search_does_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(folder, own(good=QUANTIZE, coarse=COARSE))
     calls: list[int] = []
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 0.5, calls=calls))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 0.5, calls=calls))
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("work was done twice")
@@ -458,7 +458,7 @@ def test_the_best_so_far_lies_in_the_cache(folder: Path) -> None:
 def test_an_interrupted_search_writes_nothing_and_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
     search = own(first=QUANTIZE, second={**QUANTIZE, "method": "minmax"})
     write_recipe(folder, search=search, **{"pass": [CLEANUP]})
 
@@ -508,7 +508,7 @@ def test_compress_searches_where_no_pass_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(evaluation, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
+    monkeypatch.setattr(target_at_hand, "measure", timed(lambda m: 0.5 if is_quantized(m) else 1.0))
     arguments = ["compress", "cnn.onnx", "--data", "rows.npz", "-o", "out", "-q"]
     more = ["--metric-drop", "0.05", "--candidate", "static", "--max-minutes", "5"]
     done = CliRunner().invoke(main, [*arguments, *more])

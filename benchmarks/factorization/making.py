@@ -208,10 +208,10 @@ def compress(
     import torch
 
     from edgecompress.constraints import Constraints
-    from edgecompress.machine.host import host
     from edgecompress.errors import EdgeCompressError
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, make_pass, run_pass
+    from edgecompress.machine.host import host
     from edgecompress.model import Model
 
     torch.set_num_threads(threads)

@@ -7,13 +7,12 @@ that they were taken under, and the verdicts on the goals.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from _common import REPOSITORY, RESULTS, Verdict, environment
+from _common import REPOSITORY, RESULTS, Verdict, between, environment
 
 from factorization import ablation, cnn, curves, large, latency, timing
 
@@ -230,19 +229,6 @@ def _short(name: str, found: Record) -> list[list[str]]:
         cells[-1] = f"**{cells[-1]}**"
         listed.append([found["title"], label, f"{keep:g}", reference, *cells])
     return listed
-
-
-def between(text: str, markers: tuple[str, str], new: str) -> str:
-    """``text`` with what stands between two markers replaced.
-
-    Raises:
-        ValueError: The markers are not there.
-    """
-    begin, end = markers
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"expected a line {begin!r} and, behind it, a line {end!r}")
-    return pattern.sub(lambda _: f"{begin}\n{new}\n{end}", text, count=1)
 
 
 def write(record: Record, file: Path | None, *, short: bool) -> None:

@@ -137,9 +137,9 @@ def compress(recipe: dict[str, Any], output: str) -> dict[str, Any]:
 
 def _run_passes(recipe: dict[str, Any], output: str) -> None:
     from edgecompress.data.calibration import CalibrationSet
-    from edgecompress.machine.host import host
     from edgecompress.evaluation import load_target
     from edgecompress.graph_pass import Context, run_pass
+    from edgecompress.machine.host import host
     from edgecompress.model import Model
 
     given = recipe_of(recipe)
