@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from edgecompress.measure import Measurement
 from edgecompress.report import figures
 from edgecompress.report import format as fmt
-from edgecompress.report.data import BudgetVerdict, SkipReport
+from edgecompress.report.data import BudgetVerdict
 from edgecompress.report.profile_table import estimate_lines
 from edgecompress.report.text import table
 
-__all__ = ["measurement", "budgets", "skipped"]
+__all__ = ["measurement", "budgets"]
 
 
 def measurement(measured: Measurement) -> str:
@@ -68,9 +68,3 @@ def budgets(verdicts: Sequence[BudgetVerdict]) -> str:
         for verdict in verdicts
     ]
     return table(["budget", "limit", "found", "basis", "verdict"], rows, align="lrrll")
-
-
-def skipped(what: str, nodes: Sequence[SkipReport]) -> Iterator[str]:
-    """A line for each node that was left out."""
-    for node in nodes:
-        yield f"{what} {node.op} {node.node}: {node.reason}"

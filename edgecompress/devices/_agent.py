@@ -11,7 +11,7 @@ import importlib
 from abc import abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from edgecompress.devices import Device, DeviceFacts
 from edgecompress.devices._agent_host import AgentHost
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgecompress.runtimes import Artifact
     from edgecompress.target import TargetProfile
 
-__all__ = ["AgentDevice", "AgentHost", "AgentPeer", "System"]
+__all__ = ["AddressedDevice", "AgentDevice", "AgentHost", "AgentPeer", "System"]
 
 
 class AgentDevice(Device):
@@ -89,6 +89,24 @@ class AgentDevice(Device):
             timeout_seconds=profile.measurement.timeout_seconds,
             trace=trace,
         )
+
+
+class AddressedDevice(AgentDevice):
+    """A device whose link is made of nothing but its address.
+
+    Attributes:
+        link_type: The link; it refuses malformed addresses.
+    """
+
+    link_type: ClassVar[type[Link]]
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.link_type(address)
+
+    def link(self) -> Link:
+        """See :meth:`AgentDevice.link`."""
+        return self.link_type(self.address)
 
 
 def _check_runtime(profile: TargetProfile, address: str) -> None:

@@ -71,7 +71,7 @@ class AgentHost:
             program = agent_program(self.system.arch, android=self.system.android)
             wanted = [(program, PROGRAM), (library, _LIBRARY)]
             self._push([(file, name) for file, name in wanted if file is not None])
-        self.library = f"{link.folder}/{_LIBRARY}" if library else str(self._there.library)
+        self.runtime = f"{link.folder}/{_LIBRARY}" if library else str(self._there.runtime)
         self._check_agent(program)
 
     def _library(self, folder: Path) -> Path | None:
@@ -81,7 +81,7 @@ class AgentHost:
         if given is not None:
             return given
         # What lies there is for the machine, not for what it emulates.
-        if self._there.library is not None and self.system == self._there.system:
+        if self._there.runtime is not None and self.system == self._there.system:
             return None
         own = None if android else own_library(arch)
         if own is None:
@@ -197,7 +197,7 @@ class AgentHost:
 
     def _open(self, peer: AgentPeer, provider: str) -> None:
         try:
-            there = peer.ask("open", library=self.library)
+            there = peer.ask("open", library=self.runtime)
         except MeasurementError as error:
             if peer.process.poll() is None:
                 raise unusable_library(error.what, self.system.arch, peer.where) from error

@@ -56,13 +56,13 @@ class Survey:
         system: What programs must be made for.
         free_bytes: Space where the scratch folder lies; None where the device does not tell.
         compiler: Name of a C++ compiler there, or None.
-        library: Path of a libonnxruntime.so there for its architecture, or None.
+        runtime: Path of a libonnxruntime.so there for its architecture, or None.
     """
 
     system: System
     free_bytes: int | None
     compiler: str | None
-    library: str | None
+    runtime: str | None
 
 
 def survey(link: Link) -> Survey:
@@ -90,7 +90,7 @@ def survey(link: Link) -> Survey:
         system=System(arch, android=facts.get("sdk", [""])[0] != ""),
         free_bytes=_free(facts.get("free", [""])[0]),
         compiler=next(iter(facts.get("compiler", [])), None),
-        library=_library(facts.get("library", []), arch),
+        runtime=_library(facts.get("library", []), arch),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import ClassVar, Self
 
-from edgecompress.devices._agent import AgentDevice
+from edgecompress.devices._agent import AddressedDevice
 from edgecompress.devices._link import Done, Link
 from edgecompress.errors import MeasurementError, TargetError
 
@@ -168,15 +168,8 @@ class AdbLink(Link):
                 self._adb("disconnect", self.serial)
 
 
-class Adb(AgentDevice):
+class Adb(AddressedDevice):
     """An Android device by adb."""
 
     scheme: ClassVar[str] = "adb"
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        AdbLink(address)
-
-    def link(self) -> Link:
-        """See :meth:`AgentDevice.link`."""
-        return AdbLink(self.address)
+    link_type = AdbLink

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from edgecompress.devices._agent import AgentDevice
+from edgecompress.devices._agent import AddressedDevice
 from edgecompress.devices._link import Link
 from edgecompress.errors import MeasurementError, TargetError
 
@@ -170,15 +170,8 @@ class SshLink(Link):
             self._sockets = None
 
 
-class Ssh(AgentDevice):
+class Ssh(AddressedDevice):
     """A device over ssh."""
 
     scheme: ClassVar[str] = "ssh"
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        SshLink(address)
-
-    def link(self) -> Link:
-        """See :meth:`AgentDevice.link`."""
-        return SshLink(self.address)
+    link_type = SshLink

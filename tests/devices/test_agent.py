@@ -247,7 +247,7 @@ def test_an_older_runtime_with_another_provider(tmp_path: Path) -> None:
 
 def test_a_library_that_is_not_onnxruntime(host: AgentHost, tmp_path: Path) -> None:
     other = AgentHost.__new__(AgentHost)
-    other.__dict__.update(host.__dict__, library=f"{host.link.folder}/none.so")
+    other.__dict__.update(host.__dict__, runtime=f"{host.link.folder}/none.so")
     with pytest.raises(MeasurementError, match=r"cannot use it: .*none\.so") as error:
         start(other, saved(small_cnn(), tmp_path), IMAGE)
     assert "pip download onnxruntime" in str(error.value.cure)
